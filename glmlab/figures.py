@@ -1,0 +1,223 @@
+"""The figures of the course. Each function returns the Figure and, given a path, also saves it as a 300 dpi PNG.
+
+The figures are closed for pyplot, so a notebook cell shows one by ending with the call, once.
+"""
+
+import functools
+import io
+from collections import Counter
+
+from glmlab import paths
+
+DPI = 300
+COLOURS = ("#2166ac", "#e08214", "#1b7837", "#762a83", "#b2182b")  # told apart by colour-blind readers, and in grey
+
+
+@functools.cache
+def use_chinese_font() -> str:
+    """Make matplotlib draw Chinese with Noto Sans SC (SIL Open Font License), whatever fonts the machine has; its name.
+
+    The font file comes with a package of requirements.txt. Errors: FileNotFoundError when that package is not installed.
+    """
+    from matplotlib import font_manager, rcParams
+    try:
+        from pylopdf_fonts_zh_cn import sans_path
+    except ImportError as error:
+        raise FileNotFoundError("the Chinese font is missing: install pylopdf-fonts-zh-cn (pip install -r requirements.txt)") from error
+    font_manager.fontManager.addfont(sans_path())
+    name = font_manager.FontProperties(fname=sans_path()).get_name()
+    rcParams["font.family"] = [name, "DejaVu Sans"]  # the second for signs that the first has not
+    return name
+
+
+def _axes(width: float, height: float, rows: int = 1, **options):
+    """A figure in inches and its axes, with the Chinese font."""
+    import matplotlib.pyplot as plt
+    use_chinese_font()
+    figure, axes = plt.subplots(rows, 1, figsize=(width, height), layout="constrained", **options)
+    plt.close(figure)  # else a notebook shows it twice, and pyplot keeps it for ever
+    for axis in figure.axes:
+        axis.spines[["top", "right"]].set_visible(False)
+    return figure, axes
+
+
+def save(figure, path=None):
+    """Save a figure as PNG, whole or not at all; returns the figure. path None: not saved."""
+    if path is not None:
+        picture = io.BytesIO()
+        figure.savefig(picture, format="png", dpi=DPI, facecolor="white", metadata={"Software": None})
+        paths.write_bytes(path, picture.getvalue())
+    return figure
+
+
+def _numbered(names) -> list[str]:
+    return [f"{name}  {label}" for label, name in enumerate(names)]
+
+
+# --- data --------------------------------------------------------------------------------------------------------
+
+def class_counts(splits: dict, names, path=None):
+    """Bars: rows of each label in each split, on a log scale, because classes differ a thousandfold.
+
+    splits: {"train": label ids, "dev": …}; None labels are left out. names: the name of each label id.
+    """
+    figure, axis = _axes(11, 0.36 * len(names) + 1.6)
+    height = 0.84 / len(splits)
+    for number, (split, labels) in enumerate(splits.items()):
+        counts = Counter(labels)
+        bars = axis.barh([label + height * (number - (len(splits) - 1) / 2) for label in range(len(names))],
+                         [counts[label] for label in range(len(names))], height, color=COLOURS[number % 5],
+                         label=f"{split}: {sum(counts[label] for label in range(len(names))):,} rows")
+        axis.bar_label(bars, [counts[label] or "0" for label in range(len(names))], fontsize=6.5, padding=2, color="#444444")
+    axis.set(yticks=range(len(names)), ylim=(len(names) - 0.4, -0.6), xscale="log", xlabel="rows (log scale)",
+             title="Rows of each class")
+    axis.set_yticklabels(_numbered(names))
+    axis.set_xlim(left=0.8, right=axis.get_xlim()[1] * 1.5)
+    axis.legend(loc="lower right")
+    return save(figure, path)
+
+
+def length_histogram(lengths: dict, unit: str = "characters", limit: int | None = None, path=None):
+    """Histograms of lengths, one line a group: {"train": lengths, …}. limit: a vertical line, e.g. max_length."""
+    import numpy as np
+    figure, axis = _axes(9, 4.5)
+    longest = max(max(values, default=1) for values in lengths.values())
+    edges = np.linspace(0, longest + 1, 60)
+    for number, (name, values) in enumerate(lengths.items()):
+        weights = np.full(len(values), 100 / max(1, len(values)))  # shares, so that splits of different size compare
+        axis.hist(values, edges, weights=weights, histtype="step", linewidth=1.8, color=COLOURS[number % 5],
+                  label=f"{name}: mean {np.mean(values):,.0f}, 95 % below {np.quantile(values, 0.95):,.0f}, longest {max(values):,}")
+    if limit:
+        over = sum(value > limit for values in lengths.values() for value in values)
+        total = sum(map(len, lengths.values()))
+        axis.axvline(limit, color="#b2182b", linestyle="--", label=f"limit {limit:,}: {over:,} of {total:,} are longer")
+    axis.set(xlabel=f"length in {unit}", ylabel="share of rows in %", xlim=0, title="Length of a row")
+    axis.legend()
+    return save(figure, path)
+
+
+# --- training ----------------------------------------------------------------------------------------------------
+
+def loss_curve(log: list[dict], path=None):
+    """Training loss (single steps and their moving mean), evaluation loss, and the learning rate below.
+
+    log: the entries of a run's log.jsonl; those with step and loss, eval_loss or learning_rate are drawn.
+    Errors: ValueError for a log without any loss.
+    """
+    import numpy as np
+    series = {key: [(entry["step"], entry[key]) for entry in log if entry.get(key) is not None and "step" in entry]
+              for key in ("loss", "eval_loss", "learning_rate")}
+    if not series["loss"] and not series["eval_loss"]:
+        raise ValueError("the log holds no loss yet: train at least until its first logged step")
+    if series["learning_rate"]:
+        figure, (axis, below) = _axes(9, 5.5, 2, sharex=True, height_ratios=(4, 1))
+        below.plot(*zip(*series["learning_rate"]), color="#444444")
+        below.set(ylabel="learning rate", ylim=0, xlabel="step")
+    else:
+        figure, axis = _axes(9, 4.5)
+        axis.set_xlabel("step")
+    if series["loss"]:
+        steps, loss = np.array(series["loss"], dtype=float).T
+        window = max(1, len(loss) // 20)
+        sums = np.cumsum(np.insert(loss, 0, 0.0))
+        start = np.maximum(0, np.arange(len(loss)) + 1 - window)
+        axis.plot(steps, loss, color=COLOURS[0], alpha=0.3, linewidth=0.9)
+        axis.plot(steps, (sums[1:] - sums[start]) / (np.arange(len(loss)) + 1 - start), color=COLOURS[0],
+                  label=f"training, mean of {window} log entries" if window > 1 else "training")
+    if series["eval_loss"]:
+        axis.plot(*zip(*series["eval_loss"]), color=COLOURS[1], marker="o", label="evaluation (dev)")
+    axis.set(ylabel="loss per answer token (nats)", title="Loss", ylim=0)
+    axis.legend()
+    return save(figure, path)
+
+
+# --- evaluation --------------------------------------------------------------------------------------------------
+
+def confusion_matrix(truth, predicted, names, path=None, title: str = "Confusion matrix"):
+    """Heat map: a row is a true label, a column a prediction; colour is the share of the row, the number counts rows.
+
+    predicted may hold None: these rows stand in a last column. All labels are drawn, with their row and column sums.
+    """
+    import numpy as np
+    import seaborn as sns
+
+    from glmlab.metrics import UNANSWERED, as_ids
+    true, said = as_ids(truth, predicted, len(names))
+    counts = np.zeros((len(names), len(names) + 1), dtype=int)
+    np.add.at(counts, (true, said), 1)
+    columns = _numbered(names) + ["unanswered"]
+    if (said != UNANSWERED).all():
+        counts, columns = counts[:, :-1], columns[:-1]
+    figure, axis = _axes(0.44 * len(columns) + 5, 0.44 * len(names) + 4)
+    share = counts / np.maximum(1, counts.sum(axis=1, keepdims=True))
+    sns.heatmap(share, ax=axis, cmap="Blues", vmin=0, vmax=1, annot=np.where(counts > 0, counts.astype(str), ""), fmt="",
+                annot_kws={"fontsize": 8.5}, linewidths=0.4, linecolor="#dddddd", square=True,
+                cbar_kws={"label": "share of the true class", "shrink": 0.5})
+    axis.set_xticks(np.arange(len(columns)) + 0.5, [f"{name} ({total})" for name, total in zip(columns, counts.sum(axis=0))],
+                    rotation=90, fontsize=9.5)
+    axis.set_yticks(np.arange(len(names)) + 0.5, [f"{name} ({total})" for name, total in zip(_numbered(names), counts.sum(axis=1))],
+                    rotation=0, fontsize=9.5)
+    axis.set_xlabel("predicted (rows predicted so)", fontsize=12)
+    axis.set_ylabel("truth (rows)", fontsize=12)
+    axis.set_title(f"{title}: {int((true == said).sum()):,} of {len(true):,} rows on the diagonal", fontsize=14)
+    return save(figure, path)
+
+
+def reliability(calibration: dict, path=None, title: str = "Reliability"):
+    """Reliability diagram of `metrics.calibration`: accuracy against probability, with 95 % intervals; rows per bin below."""
+    figure, (axis, below) = _axes(5.5, 6.2, 2, sharex=True, height_ratios=(4, 1))
+    table = calibration["bins"]
+    width = table[0]["high"] - table[0]["low"] if table else 0.1
+    axis.plot([0, 1], [0, 1], color="#888888", linestyle="--", label="perfectly calibrated")
+    probability = [entry["mean_probability"] for entry in table]
+    accuracy = [entry["accuracy"] for entry in table]
+    errors = [[entry["accuracy"] - entry["interval"][0] for entry in table], [entry["interval"][1] - entry["accuracy"] for entry in table]]
+    axis.errorbar(probability, accuracy, [[max(0, value) for value in side] for side in errors], fmt="o-", color=COLOURS[0], capsize=3,
+                  label=f"this model, ECE {calibration['ece']:.3f}")
+    axis.set(ylabel="share of right answers", xlim=(0, 1), ylim=(0, 1.02), title=title)
+    axis.legend(loc="upper left")
+    below.bar([entry["low"] for entry in table], [entry["rows"] for entry in table], width, align="edge", color=COLOURS[0], alpha=0.5,
+              edgecolor="white")
+    below.set(ylabel="rows", xlabel="probability of the answer")
+    return save(figure, path)
+
+
+# --- comparison --------------------------------------------------------------------------------------------------
+
+def score_against_step(rows: list[dict], baselines: dict | None = None, path=None, score: str = "f1_macro"):
+    """A score of the checkpoints against their step, with intervals; baselines as horizontal lines.
+
+    rows: `reports.comparison_row` dicts with a step. baselines: {name: score}.
+    """
+    from glmlab.metrics import SCORES
+    rows = sorted((row for row in rows if row.get("step") is not None), key=lambda row: row["step"])
+    figure, axis = _axes(8, 4.6)
+    steps, values = [row["step"] for row in rows], [row[score] for row in rows]
+    axis.plot(steps, values, "o-", color=COLOURS[0], label="checkpoints (95 % interval)")
+    if all(f"{score}_interval" in row for row in rows):
+        axis.fill_between(steps, *zip(*(row[f"{score}_interval"] for row in rows)), color=COLOURS[0], alpha=0.15)
+    for number, (name, value) in enumerate((baselines or {}).items()):
+        axis.axhline(value, color=COLOURS[1 + number % 4], linestyle="--", label=f"{name} {value:.3f}")
+    axis.set(xlabel="step", ylabel=SCORES[score], ylim=(0, 1), title=f"{SCORES[score]} against step")
+    axis.legend(loc="best")
+    return save(figure, path)
+
+
+def comparison_bars(rows: list[dict], path=None, scores=("accuracy", "f1_macro")):
+    """Bars with 95 % intervals of several systems; rows: `reports.comparison_row` dicts, drawn in the given order."""
+    from glmlab.metrics import SCORES
+    figure, axis = _axes(9, (0.2 + 0.3 * len(scores)) * len(rows) + 1.4)
+    height = 0.8 / len(scores)
+    for number, score in enumerate(scores):
+        places = [place + height * (number - (len(scores) - 1) / 2) for place in range(len(rows))]
+        values = [row[score] for row in rows]
+        ends = [row.get(f"{score}_interval", (row[score], row[score])) for row in rows]
+        errors = [[max(0, value - low) for value, (low, _) in zip(values, ends)], [max(0, high - value) for value, (_, high) in zip(values, ends)]]
+        axis.barh(places, values, height, xerr=errors, color=COLOURS[number % 5], label=SCORES[score],
+                  error_kw={"elinewidth": 1, "capsize": 2.5, "ecolor": "#333333"})
+        for place, value, (_, high) in zip(places, values, ends):
+            axis.text(max(value, high) + 0.012, place, f"{value:.3f}", va="center", fontsize=9)
+    axis.set(yticks=range(len(rows)), ylim=(len(rows) - 0.45, -0.55), xlim=(0, 1.08), xlabel="score (bars: 95 % interval)")
+    axis.set_yticklabels([row["name"] for row in rows])
+    axis.legend(loc="upper center", bbox_to_anchor=(0.5, -0.16 - 0.5 / len(rows)), ncols=len(scores), frameon=False)
+    return save(figure, path)

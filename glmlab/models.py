@@ -1,0 +1,200 @@
+"""The catalogue of bases; load a base, a base with an adapter, a checkpoint of a run; merge an adapter.
+
+Only this module loads weights. Remote code is never run.
+"""
+
+import hashlib
+import json
+import os
+from dataclasses import dataclass
+from pathlib import Path
+
+from glmlab import paths
+
+
+@dataclass(frozen=True)
+class Base:
+    """One entry of the catalogue."""
+    name: str
+    source: str        # folder under data/models, or Hub id
+    parameters: float  # billions
+    nf4_gib: float     # weights in NF4 with double quantisation, the rest in 16 bit
+    bf16_gib: float
+    licence: str       # of the weights
+
+
+CATALOGUE = {base.name: base for base in (
+    Base("glm4-tiny", "glm4-tiny", 0.004, 0.01, 0.01, "MIT (made by this course)"),
+    Base("glm-4-9b-0414", "zai-org/GLM-4-9B-0414", 9.4, 6.7, 17.5, "MIT"),
+    Base("glm-4-32b-0414", "zai-org/GLM-4-32B-0414", 32.6, 19.0, 60.7, "MIT"),
+)}
+GLM_TYPES = ("glm", "glm4")
+CHECKPOINT_FILE = "glmlab.json"
+
+
+# --- where a base is ---------------------------------------------------------------------------------------------
+
+def base_source(name_or_folder: str | Path) -> str:
+    """The folder or Hub id to load: a catalogue name, an existing folder, or any other `owner/name` on the Hub."""
+    text = str(name_or_folder)
+    if text in CATALOGUE:
+        source = CATALOGUE[text].source
+        return str(paths.models(source)) if paths.models(source).is_dir() else source
+    folder = Path(text).expanduser()
+    if folder.is_dir():
+        if not (folder / "config.json").is_file():
+            raise FileNotFoundError(f"{paths.shown(folder)} has no config.json: a base is a folder with config.json, weights and tokenizer")
+        return str(folder)
+    if text.count("/") == 1 and not text.startswith((".", "/", "~")):
+        return text
+    raise ValueError(f"unknown base {text!r}: neither a name of the catalogue ({', '.join(CATALOGUE)}), nor an existing folder, "
+                     "nor a Hub id owner/name")
+
+
+def _loading(source: str, load):
+    """Run `load()`; turn the many ways a base cannot be had into one message that says what to do."""
+    try:
+        return load()
+    except OSError as error:
+        if Path(source).is_dir():
+            raise OSError(f"the base in {paths.shown(source)} could not be read: {error}") from error
+        raise OSError(
+            f"the base {source} could not be had from the Hub ({os.environ.get('HF_ENDPOINT', 'default endpoint')}): "
+            f"{str(error).splitlines()[0]}\nSlow or no link: set HF_ENDPOINT to a mirror, or download the folder elsewhere "
+            "and pass its path as base; HF_HUB_OFFLINE=1 uses what is already in the cache.") from error
+    except Exception as error:  # safetensors raises its own class for a cut file
+        if "safetensors" in type(error).__module__.lower() or "Safetensor" in type(error).__name__:
+            raise OSError(f"a weight file of {paths.shown(source)} is damaged or half downloaded ({error}); fetch it again") from error
+        raise
+
+
+# --- loading -----------------------------------------------------------------------------------------------------
+
+def guard_cpu_kernels(model) -> int:
+    """Keep bitsandbytes from repacking 4-bit layers for its inference-only CPU kernel; returns the layers guarded.
+
+    On CPUs with AVX512-BF16 the first forward in eval mode repacks every Linear4bit for a kernel without autograd: training
+    afterwards silently loses the gradient through the base weight, or raises. Seen with bitsandbytes 0.50.2.
+    """
+    from bitsandbytes.nn import Linear4bit
+    layers = [module for module in model.modules() if isinstance(module, Linear4bit)]
+    for layer in layers:
+        layer.support_avx512bf16_for_cpu = False
+    return len(layers)
+
+
+def load_base(name_or_folder, quantization: str = "nf4", dtype=None, device=None):
+    """Load a base and its tokenizer: `(model, tokenizer)`, model in eval mode.
+
+    name_or_folder: catalogue name, local folder or Hub id. quantization: "nf4" (with double quantisation) or "none".
+    dtype: torch dtype or name of the compute and of the unquantised weights; None chooses by device. device: None, "cpu", "cuda"…
+    Errors: ValueError for an unknown base or quantization, OSError for weights that are missing or damaged.
+    """
+    import torch
+    from transformers import AutoConfig, AutoModelForCausalLM, AutoTokenizer, BitsAndBytesConfig
+
+    from glmlab import device as devices
+    if quantization not in ("nf4", "none"):
+        raise ValueError(f"quantization {quantization!r}: choose nf4 or none")
+    source = base_source(name_or_folder)
+    device, _ = devices.pick_device(device or "auto")
+    dtype, _ = devices.pick_dtype(device, dtype or "auto")
+    config = _loading(source, lambda: AutoConfig.from_pretrained(source, trust_remote_code=False))
+    if config.model_type not in GLM_TYPES:
+        raise ValueError(f"{name_or_folder} is a {config.model_type!r} model; this course loads {', '.join(GLM_TYPES)}")
+    options = {"dtype": dtype, "trust_remote_code": False, "device_map": {"": str(device)}}
+    if quantization == "nf4":
+        options["quantization_config"] = BitsAndBytesConfig(
+            load_in_4bit=True, bnb_4bit_quant_type="nf4", bnb_4bit_use_double_quant=True, bnb_4bit_compute_dtype=dtype)
+    model = _loading(source, lambda: AutoModelForCausalLM.from_pretrained(source, **options))
+    tokenizer = _loading(source, lambda: AutoTokenizer.from_pretrained(source, trust_remote_code=False, padding_side="left"))
+    if quantization == "nf4":
+        guard_cpu_kernels(model)
+    return model.eval(), tokenizer
+
+
+def load_finetuned(base, adapter, quantization: str = "nf4", dtype=None, device=None, trainable: bool = False):
+    """Load a base and put a PEFT adapter folder (a checkpoint of a run, or anybody's) on it: `(model, tokenizer)`."""
+    from peft import PeftModel
+    folder = Path(adapter)
+    check_adapter(folder)
+    model, tokenizer = load_base(base, quantization, dtype, device)
+    model = _loading(str(folder), lambda: PeftModel.from_pretrained(model, str(folder), is_trainable=trainable))
+    return model.eval(), tokenizer
+
+
+def merge(base, adapter, out, dtype=None) -> Path:
+    """Merge an adapter into its base (never into 4-bit weights) and write a plain transformers folder."""
+    model, tokenizer = load_finetuned(base, adapter, quantization="none", dtype=dtype, device="cpu")
+    merged = model.merge_and_unload()
+    merged.save_pretrained(out)
+    tokenizer.save_pretrained(out)
+    return Path(out)
+
+
+# --- checkpoints of a run ----------------------------------------------------------------------------------------
+
+def file_record(path: Path) -> dict:
+    """Size in bytes and sha256 of a file, as `glmlab.json` keeps them."""
+    return {"bytes": path.stat().st_size, "sha256": hashlib.sha256(path.read_bytes()).hexdigest()}
+
+
+def finished_checkpoints(run_dir) -> dict[int, Path]:
+    """The finished checkpoints of a run folder, step -> folder, in order of the steps."""
+    found = {}
+    for folder in Path(run_dir).glob("checkpoint-*"):
+        step = folder.name.removeprefix("checkpoint-")
+        if step.isdigit() and (folder / CHECKPOINT_FILE).is_file():
+            found[int(step)] = folder
+    return dict(sorted(found.items()))
+
+
+def run_folder(run: str) -> Path:
+    """The folder of a run by name (data/runs/NAME) or by path; errors list the runs there are."""
+    for folder in (paths.runs(run), Path(run).expanduser()):
+        if (folder / "run.json").is_file():
+            return folder
+    there = sorted(path.parent.name for path in paths.runs().glob("*/run.json"))
+    raise FileNotFoundError(f"run {run!r} not found in {paths.shown(paths.runs())}; there are: {', '.join(there) or 'none yet'}")
+
+
+def read_run(run: str) -> dict:
+    """What run.json says of a run: settings, base, data checksums, versions."""
+    folder = run_folder(run)
+    try:
+        return json.loads((folder / "run.json").read_text(encoding="utf-8"))
+    except ValueError as error:
+        raise ValueError(f"{paths.shown(folder / 'run.json')} is damaged ({error}); train the run again under another name") from error
+
+
+def find_checkpoint(run: str, step: int) -> Path:
+    """The folder of a finished checkpoint; step -1 is the last one. Errors name the checkpoints there are."""
+    folder = run_folder(run)
+    there = finished_checkpoints(folder)
+    steps = ", ".join(map(str, there)) or "none"
+    if step == -1 and there:
+        step = max(there)
+    if step not in there:
+        unfinished = (folder / f"checkpoint-{step}").is_dir()
+        why = f"is unfinished (no {CHECKPOINT_FILE}: the save was interrupted)" if unfinished else "not found"
+        raise FileNotFoundError(f"checkpoint {step} {why} in {paths.shown(folder)}; there are: {steps}")
+    check_adapter(there[step])
+    return there[step]
+
+
+def check_adapter(folder: Path) -> None:
+    """Refuse an adapter folder whose files are missing or differ from what `glmlab.json` recorded."""
+    for name in ("adapter_config.json", "adapter_model.safetensors"):
+        if not (folder / name).is_file():
+            raise FileNotFoundError(f"{paths.shown(folder)} has no {name}: not an adapter, or an unfinished copy; copy or train it again")
+    if not (folder / CHECKPOINT_FILE).is_file():
+        return  # an adapter of another tool: nothing to compare with
+    recorded = json.loads((folder / CHECKPOINT_FILE).read_text(encoding="utf-8"))["files"]
+    for name, wanted in recorded.items():
+        path = folder / name
+        if not path.is_file():
+            raise FileNotFoundError(f"{paths.shown(path)} is missing; copy the whole checkpoint again, or use another one")
+        if path.stat().st_size != wanted["bytes"]:
+            raise OSError(f"{paths.shown(path)} is cut: {path.stat().st_size:,} bytes instead of {wanted['bytes']:,}; copy it again")
+        if file_record(path)["sha256"] != wanted["sha256"]:
+            raise OSError(f"{paths.shown(path)} was changed after the checkpoint was written (sha256 differs); copy it again")

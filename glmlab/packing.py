@@ -1,0 +1,125 @@
+"""Samples -> packs: one sequence that holds what samples share once, and lets nobody see anybody else's tokens.
+
+A pack is a token tree. Its segments have a parent; a token sees the tokens up to itself in its own segment and all tokens of
+its ancestors; positions continue from the parent. Training packs (prefix -> samples) and label tries (sample -> nodes of the
+trie) are both such trees, so what is computed is exactly what the unpacked sequences compute, and gradients of every sample
+flow into the shared tokens. LoRA dropout is the one difference: for shared tokens it is drawn once a pack, not once a sample.
+Prior art: arXiv 2410.20305, 2506.05433, 2511.00413.
+"""
+
+import torch
+
+from glmlab.chat import IGNORED, Sample
+
+
+class Tree:
+    """A token tree under construction."""
+
+    def __init__(self, start: int = 0):
+        """start: position of the first token of a segment without parent (the length of a cache that comes before)."""
+        self.start = start
+        self.ids: list[int] = []
+        self.positions: list[int] = []
+        self.segments: list[int] = []  # one a token
+        self.parents: list[int] = []   # one a segment, -1 for none
+        self.ends: list[int] = []      # one a segment: the position after its last token
+
+    def add(self, ids: list[int], parent: int = -1) -> int:
+        """Append a segment behind `parent`; returns its number. Its tokens are the next len(ids) of the sequence."""
+        first = self.ends[parent] if parent >= 0 else self.start
+        number = len(self.parents)
+        self.ids += ids
+        self.positions += range(first, first + len(ids))
+        self.segments += [number] * len(ids)
+        self.parents.append(parent)
+        self.ends.append(first + len(ids))
+        return number
+
+    def mask(self) -> torch.Tensor:
+        """Who sees whom: bool (tokens, start + tokens); the `start` tokens of a cache are seen by all."""
+        family = torch.eye(len(self.parents), dtype=torch.bool)  # (segments, segments): row sees column
+        for segment, parent in enumerate(self.parents):
+            if parent >= 0:
+                family[segment] |= family[parent]
+        segments = torch.tensor(self.segments)
+        seen = family[segments][:, segments].tril_()
+        return torch.nn.functional.pad(seen, (self.start, 0), value=True)
+
+
+def attention_mask(seen: torch.Tensor, model) -> torch.Tensor:
+    """A bool mask (tokens, keys) as the model's attention wants it: (1, 1, tokens, keys), additive in the model's dtype.
+
+    transformers passes a 4-D mask on unchanged. eager can only add it; sdpa would turn a bool mask into an additive one in
+    every layer again.
+    """
+    mask = torch.zeros(seen.shape, dtype=model.dtype, device=seen.device)
+    return mask.masked_fill_(~seen, torch.finfo(model.dtype).min)[None, None]
+
+
+# --- training batches --------------------------------------------------------------------------------------------
+
+def pack(samples: list[Sample], prefix_len: int = 0, per_sample: bool = False) -> dict[str, torch.Tensor]:
+    """Lay samples out as one sequence of T tokens: their first `prefix_len` tokens once, then each sample's own tokens.
+
+    prefix_len 0 is plain block-diagonal packing. Returns input_ids (1, T), position_ids (1, T), attention_mask bool
+    (1, 1, T, T), keep bool (1, T): the positions whose output predicts a label, and in their order labels (n,), sample (n,)
+    and weights (n,): 1 a labelled token, or with per_sample 1 a sample, spread over its labelled tokens.
+    Errors: ValueError if the samples do not share that prefix, or one has no token of its own before its labels.
+    """
+    tree = Tree()
+    prefix = samples[0].ids[:prefix_len]
+    root = tree.add(prefix) if prefix_len else -1
+    keep, targets = [], []
+    for number, sample in enumerate(samples):
+        if sample.ids[:prefix_len] != prefix or sample.labels_from <= prefix_len:
+            raise ValueError(f"sample {number} of the pack does not share a prefix of {prefix_len} tokens that ends before its answer's "
+                             "marker; take prefix_len from chat.shared_prefix(samples)")
+        shift = len(tree.ids) - prefix_len  # index in the sequence - index in the sample
+        keep += range(shift + sample.labels_from - 1, shift + len(sample.ids) - 1)
+        targets.append(sample.ids[sample.labels_from:])
+        tree.add(sample.ids[prefix_len:], root)
+    kept = torch.zeros(1, len(tree.ids), dtype=torch.bool)
+    kept[0, keep] = True
+    return {"input_ids": torch.tensor([tree.ids]), "position_ids": torch.tensor([tree.positions]), "attention_mask": tree.mask()[None, None],
+            "keep": kept, **_labels(targets, per_sample)}
+
+
+def pad(samples: list[Sample], pad_id: int, per_sample: bool = False) -> dict[str, torch.Tensor]:
+    """The plain batch, without sharing: one row a sample, padded on the right; the same fields, attention_mask (batch, T).
+
+    `keep` (batch, T) selects row by row, which is the order of labels, sample and weights here too.
+    """
+    width = max(len(sample.ids) for sample in samples)
+    ids = torch.full((len(samples), width), pad_id)
+    seen = torch.zeros_like(ids)
+    kept = torch.zeros_like(ids, dtype=torch.bool)
+    for row, sample in enumerate(samples):
+        ids[row, : len(sample.ids)] = torch.tensor(sample.ids)
+        seen[row, : len(sample.ids)] = 1
+        kept[row, sample.labels_from - 1 : len(sample.ids) - 1] = True
+    targets = [sample.ids[sample.labels_from:] for sample in samples]
+    positions = torch.arange(width).expand(len(samples), width)
+    return {"input_ids": ids, "position_ids": positions, "attention_mask": seen, "keep": kept, **_labels(targets, per_sample)}
+
+
+def _labels(targets: list[list[int]], per_sample: bool) -> dict[str, torch.Tensor]:
+    counts = torch.tensor([len(target) for target in targets])
+    weights = 1 / counts if per_sample else torch.ones(len(targets))
+    return {"labels": torch.tensor([token for target in targets for token in target]),
+            "sample": torch.arange(len(targets)).repeat_interleave(counts), "weights": weights.repeat_interleave(counts)}
+
+
+def label_logits(model, batch: dict[str, torch.Tensor]) -> torch.Tensor:
+    """Run the model on a batch of `pack` or `pad`: logits (n, vocabulary) of the labelled positions, lm_head at those only."""
+    mask = batch["attention_mask"]
+    if mask.dim() == 4:
+        mask = attention_mask(mask[0, 0], model)
+    return model(input_ids=batch["input_ids"], position_ids=batch["position_ids"], attention_mask=mask,
+                 logits_to_keep=batch["keep"], use_cache=False).logits
+
+
+def loss_sum(model, batch: dict[str, torch.Tensor]) -> torch.Tensor:
+    """The weighted sum of the negative log-likelihoods of a batch; divide by `batch["weights"].sum()` for the mean."""
+    losses = torch.nn.functional.cross_entropy(label_logits(model, batch).float(), batch["labels"], reduction="none",
+                                               ignore_index=IGNORED)
+    return (losses * batch["weights"]).sum()

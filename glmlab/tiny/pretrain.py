@@ -1,0 +1,163 @@
+"""Pre-train a tiny base from scratch: corpus -> tokenizer -> model -> folder with model card.
+
+`python -m glmlab tiny glm4-tiny` runs it; the recipe is the same on two cores and on a GPU, only the budget differs.
+"""
+
+import json
+import math
+import time
+from dataclasses import asdict, dataclass, replace
+from pathlib import Path
+
+from glmlab import device as devices
+from glmlab import paths
+from glmlab.tiny import corpus, tokenizer as tiny_tokenizer
+
+
+@dataclass(frozen=True)
+class Recipe:
+    """How a tiny base is made; the model card repeats it."""
+    vocab_size: int = 6144          # ids, special tokens included
+    hidden_size: int = 256
+    intermediate_size: int = 512
+    layers: int = 4
+    heads: int = 4                  # query heads of 64
+    kv_heads: int = 2
+    context: int = 2048             # positions
+    row: int = 1024                 # tokens a training row
+    batch: int = 8                  # rows a step
+    steps: int = 1500
+    warmup: int = 50                # steps
+    learning_rate: float = 4e-3     # peak; Muon for the matrices, AdamW for embeddings, biases and norms
+    weight_decay: float = 0.05
+    tokenizer_documents: int = 20000
+    seed: int = 20260301
+
+
+def new_model(recipe: Recipe, tokenizer):
+    """A Glm4ForCausalLM of the recipe's size with random weights (embedding and head tied to stay small)."""
+    import torch
+    from transformers import Glm4Config, Glm4ForCausalLM
+    torch.manual_seed(recipe.seed)
+    config = Glm4Config(
+        vocab_size=recipe.vocab_size, hidden_size=recipe.hidden_size, intermediate_size=recipe.intermediate_size,
+        num_hidden_layers=recipe.layers, num_attention_heads=recipe.heads, num_key_value_heads=recipe.kv_heads,
+        head_dim=64, max_position_embeddings=recipe.context, rms_norm_eps=1e-5, attention_bias=True,
+        tie_word_embeddings=True, pad_token_id=tokenizer.pad_token_id,
+        eos_token_id=[tokenizer.convert_tokens_to_ids(t) for t in ("<|endoftext|>", "<|user|>", "<|observation|>")],
+        rope_parameters={"rope_type": "default", "rope_theta": 10000.0, "partial_rotary_factor": 0.5},
+    )
+    return Glm4ForCausalLM(config)
+
+
+def next_token_loss(model, ids):
+    """Mean cross-entropy (nats a token) of ids (rows, tokens), every position but the first predicted."""
+    import torch.nn.functional as F
+    hidden = model.model(input_ids=ids, use_cache=False).last_hidden_state[:, :-1]
+    logits = model.lm_head(hidden).float()
+    return F.cross_entropy(logits.flatten(0, 1), ids[:, 1:].flatten())
+
+
+def optimizers(model, recipe: Recipe):
+    """Muon for the hidden matrices (about half the steps AdamW needs at this size), AdamW for everything else."""
+    import torch
+    matrices = [p for name, p in model.named_parameters() if p.ndim == 2 and "embed" not in name and "lm_head" not in name]
+    chosen = {id(p) for p in matrices}
+    others = [p for p in model.parameters() if id(p) not in chosen]
+    return [
+        torch.optim.Muon(matrices, lr=recipe.learning_rate, weight_decay=recipe.weight_decay, adjust_lr_fn="match_rms_adamw"),
+        torch.optim.AdamW(others, lr=recipe.learning_rate, betas=(0.9, 0.95), weight_decay=0.0),
+    ]
+
+
+def rate(step: int, recipe: Recipe) -> float:
+    """Share of the peak learning rate at a step: linear warm-up, then cosine down to 2 %."""
+    if step < recipe.warmup:
+        return (step + 1) / recipe.warmup
+    done = (step - recipe.warmup) / max(1, recipe.steps - recipe.warmup)
+    return 0.02 + 0.98 * 0.5 * (1 + math.cos(math.pi * done))
+
+
+def heldout(tokenizer, recipe: Recipe, rows: int = 8) -> dict:
+    """Rows of documents of another seed, one set a generator: name -> ids (rows, row)."""
+    import torch
+    sets = {}
+    for name in corpus.MIX:
+        ids, _ = corpus.encode(tokenizer, recipe.seed + 1, rows * recipe.row, {name: 1.0})
+        sets[name] = torch.from_numpy(ids.astype("int64")).view(rows, recipe.row)
+    return sets
+
+
+def train(recipe: Recipe, tokenizer, log, compiled: bool = True, wanted_device: str = "auto"):
+    """Train for `recipe.steps` steps; returns (model, record of what happened). `log` gets one line of text at a time."""
+    import torch
+    device, reason = devices.pick_device(wanted_device)
+    log(f"device: {device} ({reason})")
+    started = time.time()
+    ids, shares = corpus.encode(tokenizer, recipe.seed, recipe.steps * recipe.batch * recipe.row)
+    rows = torch.from_numpy(ids.astype("int64")).view(recipe.steps, recipe.batch, recipe.row)
+    log(f"corpus: {ids.size:,} tokens encoded in {time.time() - started:.0f} s; tokens by generator: {shares}")
+    evaluation = heldout(tokenizer, recipe)
+    model = new_model(recipe, tokenizer).to(device).train()
+    log(f"model: {sum(p.numel() for p in model.parameters()):,} parameters")
+    steppers = optimizers(model, recipe)
+    step_loss = torch.compile(next_token_loss) if compiled else next_token_loss
+    trained = time.time()
+    for step in range(recipe.steps):
+        with torch.autocast(device.type, dtype=torch.bfloat16):
+            loss = step_loss(model, rows[step].to(device))
+        loss.backward()
+        norm = torch.nn.utils.clip_grad_norm_(model.parameters(), 1.0)
+        for stepper in steppers:
+            for group in stepper.param_groups:
+                group["lr"] = recipe.learning_rate * rate(step, recipe)
+            stepper.step()
+            stepper.zero_grad(set_to_none=True)
+        if step % 20 == 0 or step == recipe.steps - 1:
+            seconds = time.time() - trained
+            speed = (step + 1) * recipe.batch * recipe.row / seconds
+            log(f"step {step + 1}/{recipe.steps} loss {loss.item():.3f} gradient {norm:.2f} "
+                f"{speed:,.0f} tokens/s, {seconds * (recipe.steps - step - 1) / (step + 1) / 60:.0f} min left")
+    model.eval()
+    record = {"recipe": asdict(recipe), "device": str(device), "torch": torch.__version__, "tokens": int(ids.size),
+              "tokens_by_generator": shares, "minutes": round((time.time() - trained) / 60, 1),
+              "tokens_per_second": round(ids.size / (time.time() - trained)), "threads": torch.get_num_threads()}
+    with torch.no_grad():
+        record["heldout_loss"] = {name: round(next_token_loss(model, part.to(device)).item(), 3) for name, part in evaluation.items()}
+    return model, record
+
+
+def samples(model, tokenizer, seed: int) -> list[dict]:
+    """What the base writes, greedily: the first words of unseen documents continued; for the model card."""
+    import torch
+    prompts = ["您好很高兴为您服务", "头痛的常见原因有", "人工智能是", "他毕业于"]
+    written = []
+    from glmlab import chat
+    for prompt in prompts:
+        ids = torch.tensor([[*chat.start_ids(tokenizer), *chat.text_ids(tokenizer, prompt)]], device=model.device)
+        out = model.generate(ids, attention_mask=torch.ones_like(ids), max_new_tokens=60, do_sample=False)
+        written.append({"prompt": prompt, "continuation": tokenizer.decode(out[0, ids.shape[1]:], skip_special_tokens=True)})
+    return written
+
+
+def make(name: str, log=print, steps: int = 0, out: Path | None = None, compiled: bool = True) -> Path:
+    """Make the tiny base `name` and write its folder (weights in bf16, tokenizer, training.json, README.md)."""
+    import torch
+    from glmlab.tiny.card import write_card
+    recipe = replace(Recipe(), steps=steps or Recipe.steps)
+    started = time.time()
+    tokenizer = tiny_tokenizer.train_tokenizer(
+        tiny_tokenizer.corpus_sample(recipe.seed + 2, recipe.tokenizer_documents), recipe.vocab_size)
+    log(f"tokenizer: {len(tokenizer):,} ids in {time.time() - started:.0f} s")
+    model, record = train(recipe, tokenizer, log, compiled)
+    folder = out or paths.models(name)
+    model.to("cpu").to(torch.bfloat16)
+    model.save_pretrained(folder)
+    tokenizer.save_pretrained(folder)
+    record["parameters"] = sum(p.numel() for p in model.parameters())
+    record["samples"] = samples(model.float(), tokenizer, recipe.seed)
+    record["minutes_in_all"] = round((time.time() - started) / 60, 1)
+    paths.write_json(folder / "training.json", record)
+    write_card(folder)
+    log(f"written: {paths.shown(folder)}; held-out loss {json.dumps(record['heldout_loss'])}")
+    return folder
