@@ -17,6 +17,7 @@ class ChatFormat:
     """How one GLM generation writes a conversation."""
     name: str
     markers: tuple[str, ...]  # the special tokens a tokenizer of this generation has
+    start: tuple[str, ...]    # the special tokens every sequence begins with
     stops: tuple[str, ...]    # any of them ends an answer
     prompt: Callable          # (tokenizer, messages, tools) -> ids, ready for the answer
     answer: Callable          # (tokenizer, text) -> ids of the answer as the model emits it, closing id included
@@ -54,22 +55,22 @@ ROLES = ("system", "user", "assistant", "observation")
 
 
 def _glm4_prompt(tokenizer, messages: list[dict], tools: list[dict] | None) -> list[int]:
-    ids = _markers(tokenizer, "[gMASK]", "<sop>")
+    ids = start_ids(tokenizer)
     if tools:
-        ids += _markers(tokenizer, "<|system|>") + _text(tokenizer, "\n" + _tools_text(tools))
+        ids += _markers(tokenizer, "<|system|>") + text_ids(tokenizer, "\n" + _tools_block(tools))
     ordered = [m for m in messages if m["role"] == "system"] + [m for m in messages if m["role"] != "system"]
     for message in ordered:
         content = f"{message.get('metadata', '')}\n{message['content']}"
-        ids += _markers(tokenizer, f"<|{message['role']}|>") + _text(tokenizer, content)
+        ids += _markers(tokenizer, f"<|{message['role']}|>") + text_ids(tokenizer, content)
     return ids + _markers(tokenizer, "<|assistant|>")
 
 
 def _glm4_answer(tokenizer, text: str) -> list[int]:
     # The official training closes an answer with the marker of the turn that follows it, never with <|endoftext|>.
-    return _text(tokenizer, "\n" + text) + _markers(tokenizer, "<|user|>")
+    return text_ids(tokenizer, "\n" + text) + _markers(tokenizer, "<|user|>")
 
 
-def _tools_text(tools: list[dict]) -> str:
+def _tools_block(tools: list[dict]) -> str:
     text = "# 可用工具\n"
     for tool in tools:
         function = tool.get("function") or tool
@@ -80,7 +81,7 @@ def _tools_text(tools: list[dict]) -> str:
 
 FORMATS = (
     ChatFormat("glm4", ("[gMASK]", "<sop>", "<|system|>", "<|user|>", "<|assistant|>", "<|observation|>", "<|endoftext|>"),
-               ("<|endoftext|>", "<|user|>", "<|observation|>"), _glm4_prompt, _glm4_answer),
+               ("[gMASK]", "<sop>"), ("<|endoftext|>", "<|user|>", "<|observation|>"), _glm4_prompt, _glm4_answer),
 )
 
 
@@ -98,11 +99,17 @@ def _markers(tokenizer, *names: str) -> list[int]:
     return tokenizer.convert_tokens_to_ids(list(names))
 
 
-def _text(tokenizer, text: str) -> list[int]:
+def text_ids(tokenizer, text: str) -> list[int]:
+    """The ids of text in which special strings are ordinary characters."""
     return tokenizer.encode(text, add_special_tokens=False, split_special_tokens=True)
 
 
 # --- messages -> ids ---------------------------------------------------------------------------------------------
+
+def start_ids(tokenizer) -> list[int]:
+    """The ids every sequence begins with."""
+    return _markers(tokenizer, *format_of(tokenizer).start)
+
 
 def stop_ids(tokenizer) -> set[int]:
     """The ids that end an answer."""

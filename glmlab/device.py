@@ -109,6 +109,17 @@ def memory_used() -> int:
     return peak if sys.platform == "darwin" else peak * 1024  # Linux counts in KiB
 
 
+def cost(started: float, written: int = 0) -> str:
+    """What a notebook cost so far, the line its card is made from: seconds since `started` (time.time()), peak memory, bytes written."""
+    import time
+
+    import torch
+    seconds = time.time() - started
+    spent = f"{seconds:.0f} s" if seconds < 100 else f"{seconds / 60:.1f} min"
+    where = torch.cuda.get_device_name() if torch.cuda.is_available() else f"{torch.get_num_threads()} CPU cores"
+    return f"cost: {spent}; peak memory {memory_used() / 2**30:.1f} GiB; written {written / 1e6:.1f} MB; on {where}"
+
+
 def free_memory(device="cpu") -> int:
     """Memory in bytes that is still free on a device; 0 where the system does not tell."""
     import torch

@@ -188,6 +188,8 @@ class CompareSettings:
     samples: int = option(0, "test calls for the report; 0: all", low=0)
     checkpoints: str = option("all", "all, or steps with commas such as 500,1000 (papermill: -r checkpoints 500)",
                               pattern=r"all|\d+(,\d+)*")
+    beside: str = option("", "checkpoints of other runs on the same rows, RUN:STEP with commas (STEP -1: the last)",
+                         pattern=r"|[^,:]+:-?\d+(,[^,:]+:-?\d+)*")
     batch_size: int = _batch()
     output_dir: str = option("", "folder of the comparison; empty: reports/intent/compare", empty=("reports", "intent/compare"))
     max_length: int = _max_length()

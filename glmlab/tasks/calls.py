@@ -23,7 +23,7 @@ SEED = 34
 HEADER = ("word_mf2", "label_raw", "c_numerical", "num_cnum", "sentence_sep")
 SEP = "[SEP]"
 #: Which bank suffixes a split may draw from.
-BANKS = {"train": ("train",), "dev": ("dev",), "test": ("test",), "pretrain": ("train", "pre")}
+BANKS = {"train": ("train",), "dev": ("dev",), "test": ("test",), "pretrain": ("pre",)}
 #: How the wishes of a call end (S settled, D dropped) and how often; the label is the last S.
 PLANS = {"S": 30, "DS": 24, "SS": 16, "SD": 20, "DSD": 10}
 #: Rows of the real training split per label, id 0 to 33: the shares to imitate. Source: two public copies of CMCC-34.
@@ -71,7 +71,7 @@ def label_phrases(split: str, label: int, kind: str) -> tuple[str, ...]:
 
 # --- one call ----------------------------------------------------------------------------------------------------
 
-class _Caller:
+class Caller:
     """Draws phrases of one split and fills the slots, the same value for the same slot within a wish."""
 
     def __init__(self, split: str, rng: random.Random):
@@ -80,11 +80,19 @@ class _Caller:
     def new_topic(self):
         self.slots = {}
 
+    def frame(self, *keys) -> tuple[str, ...]:
+        """The frame phrases to draw from."""
+        return phrases(self.split, *keys)
+
+    def phrases_of(self, label: int, kind: str) -> tuple[str, ...]:
+        """The phrases of a label to draw from."""
+        return label_phrases(self.split, label, kind)
+
     def say(self, *keys) -> str:
-        return self.fill(self.rng.choice(phrases(self.split, *keys)))
+        return self.fill(self.rng.choice(self.frame(*keys)))
 
     def of(self, label: int, kind: str) -> str:
-        return self.fill(self.rng.choice(label_phrases(self.split, label, kind)))
+        return self.fill(self.rng.choice(self.phrases_of(label, kind)))
 
     def fill(self, phrase: str) -> str:
         if "{" not in phrase:
@@ -103,23 +111,24 @@ def spoken_number(rng: random.Random) -> str:
     return digits.translate(str.maketrans("0123456789", "零幺二三四五六七八九"))
 
 
-def _wish(caller: _Caller, label: int, opening: str) -> list[str]:
-    """The turns that raise a wish: customer, then agent and customer in turn."""
+def _wish(caller: Caller, label: int, opening: str) -> tuple[list[str], str]:
+    """The turns that raise a wish (customer, then agent and customer in turn), and the wish itself in the customer's words."""
     rng = caller.rng
     caller.new_topic()
     lead = caller.say("lead", ACTS[LABELS[label].group]) if rng.random() < 0.7 else ""
     why = caller.say("why") if rng.random() < 0.35 else ""
-    text = opening + why + lead + _stutter(caller, caller.of(label, "w"))
+    wording = caller.of(label, "w")
+    text = opening + why + lead + _stutter(caller, wording)
     if rng.random() < 0.15:
         text += caller.of(label, "w")
     turns = [text]
     if rng.random() < 0.35:
-        a, b = rng.sample(phrases(caller.split, "acts"), 2)
+        a, b = rng.sample(caller.frame("acts"), 2)
         turns += [caller.say("clarify").format(a=a, b=b), caller.of(label, "d")]
-    return turns
+    return turns, wording
 
 
-def _stutter(caller: _Caller, text: str) -> str:
+def _stutter(caller: Caller, text: str) -> str:
     """Hesitation and doubled words, as a recogniser writes them down."""
     rng = caller.rng
     if rng.random() < 0.3:
@@ -130,7 +139,7 @@ def _stutter(caller: _Caller, text: str) -> str:
     return text
 
 
-def _settle(caller: _Caller, label: int) -> list[str]:
+def _settle(caller: Caller, label: int) -> list[str]:
     """Agent and customer turns in which the wish is dealt with, the customer's last."""
     rng, turns = caller.rng, []
     if rng.random() < 0.6:
@@ -144,12 +153,12 @@ def _settle(caller: _Caller, label: int) -> list[str]:
     return [*turns, handle + caller.of(label, "a"), caller.say("settled")]
 
 
-def _echo(caller: _Caller, label: int) -> str:
+def _echo(caller: Caller, label: int) -> str:
     """The agent repeats what was said, in the words of the customer."""
     return "您是说" + caller.of(label, "w") + "是吧"
 
 
-def _give_up(caller: _Caller, label: int) -> list[str]:
+def _give_up(caller: Caller, label: int) -> list[str]:
     """Agent and customer turns in which the wish comes to nothing, the customer's last."""
     rng, turns = caller.rng, []
     if rng.random() < 0.5:
@@ -161,29 +170,31 @@ def _give_up(caller: _Caller, label: int) -> list[str]:
     return [*turns, caller.say("refuse"), caller.say("drop")]
 
 
-def one_call(split: str, label: int, rng: random.Random, plan: str = "") -> dict:
-    """One call: {"turns": [str], "label": int, "wishes": [(label, settled)]}, agent first, speakers alternating."""
-    caller = _Caller(split, rng)
+def one_call(caller: Caller, label: int, plan: str = "") -> dict:
+    """One call: {"turns": [str], "label": int, "wishes": [(label, settled)], "said": [wording of each wish]}, agent first,
+    speakers alternating."""
+    rng = caller.rng
     plan = plan or rng.choices(list(PLANS), PLANS.values())[0]
     deciding = plan.rindex("S")
-    turns, wishes = [caller.say("greeting")], []
+    turns, wishes, said = [caller.say("greeting")], [], []
     for place, ending in enumerate(plan):
         about = label if place == deciding else _distractor(label, rng)
         opening = ""
         if place:
             opening = caller.say("more" if place > deciding else "switch")
-        raised = _wish(caller, about, opening)
+        raised, wording = _wish(caller, about, opening)
         if place:  # the customer goes on speaking in the turn that ended the wish before
             turns[-1] += raised.pop(0)
         turns += raised
         turns += _settle(caller, about) if ending == "S" else _give_up(caller, about)
         wishes.append((about, ending == "S"))
+        said.append(wording)
     if rng.random() < 0.45:
         turns += [caller.say("offer"), caller.say("decline")]
     if rng.random() < 0.8:
         turns += [caller.say("anything_else"), caller.say("no_more")]
     turns.append(caller.say("closing"))
-    return {"turns": _lengthen(caller, turns), "label": label, "wishes": wishes}
+    return {"turns": _lengthen(caller, turns), "label": label, "wishes": wishes, "said": said}
 
 
 def _distractor(label: int, rng: random.Random) -> int:
@@ -193,15 +204,29 @@ def _distractor(label: int, rng: random.Random) -> int:
     return rng.choice([other.id for other in LABELS if other.id != label])
 
 
-def _lengthen(caller: _Caller, turns: list[str]) -> list[str]:
-    """A long tail like the real one: a few calls wait and chat in their middle for a long time."""
+def _lengthen(caller: Caller, turns: list[str]) -> list[str]:
+    """Talk as long as the real one: stock talk inside the turns, and a few calls that wait and chat for a long time."""
     rng = caller.rng
-    extra = int(rng.paretovariate(1.3)) - 1 if rng.random() < 0.5 else 0
-    at = rng.randrange(2, len(turns) - 1, 2)
+    said: set[str] = set()
+
+    def more(key: str) -> str:
+        text = caller.say(key)
+        while text in said and rng.random() < 0.9:
+            text = caller.say(key)
+        said.add(text)
+        return text
+
+    for place in range(1, len(turns) - 1):
+        for _ in range(rng.choices((0, 1, 2), (0.33, 0.51, 0.16))[0]):
+            extra = more("customer_more" if place % 2 else "agent_more")
+            # before or after: what matters stands in no fixed place of a turn
+            turns[place] = turns[place] + extra if rng.random() < 0.6 else extra + turns[place]
     idle = []
-    for _ in range(min(extra, 60)):
-        idle += [caller.say("wait"), caller.say("smalltalk") if rng.random() < 0.5 else caller.say("why")]
-    return turns[: at + 1][:-1] + idle + turns[at:]
+    for _ in range(min(int(rng.paretovariate(1.3)) - 1 if rng.random() < 0.35 else 0, 50)):
+        idle += [more("wait") + (more("agent_more") if rng.random() < 0.7 else ""),
+                 more(rng.choice(("smalltalk", "why", "customer_more")))]
+    at = rng.randrange(2, len(turns) - 1, 2)
+    return turns[:at] + idle + turns[at:]
 
 
 # --- a split -----------------------------------------------------------------------------------------------------
@@ -227,9 +252,9 @@ def make(split: str, n: int, seed: int = SEED) -> list[dict]:
     rng.shuffle(labels)
     calls, seen = [], set()
     for label in labels:
-        call = one_call(split, label, rng)
+        call = one_call(Caller(split, rng), label)
         while (text := SEP.join(call["turns"])) in seen:
-            call = one_call(split, label, rng)
+            call = one_call(Caller(split, rng), label)
         seen.add(text)
         calls.append(call)
     return calls

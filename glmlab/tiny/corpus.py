@@ -1,5 +1,6 @@
-"""The text the tiny bases are pre-trained on: five generators mixed by share, encoded to one row of token ids."""
+"""The text the tiny bases are pre-trained on: five generators mixed by share, encoded to rows of token ids."""
 
+import multiprocessing
 import random
 from collections.abc import Iterator
 from importlib import import_module
@@ -7,12 +8,12 @@ from importlib import import_module
 import numpy as np
 
 #: Share of the documents drawn from each generator of this package.
-MIX = {"telecom": 0.44, "service": 0.18, "medical": 0.12, "facts": 0.10, "prose": 0.16}
+MIX = {"telecom": 0.50, "service": 0.15, "medical": 0.11, "facts": 0.10, "prose": 0.14}
 
 Document = str | list[dict]
 
 
-def documents(seed: int, mix: dict[str, float] = MIX) -> Iterator[tuple[str, Document]]:
+def documents(seed: int | str, mix: dict[str, float] = MIX) -> Iterator[tuple[str, Document]]:
     """Endless (generator name, document) pairs; a document is plain text or a conversation of role/content messages."""
     rng = random.Random(f"choice-{seed}")
     streams = {name: import_module(f"glmlab.tiny.{name}").documents(random.Random(f"{name}-{seed}")) for name in mix}
@@ -37,7 +38,7 @@ def document_ids(tokenizer, document: Document) -> list[int]:
     return chat.encode_sample(tokenizer, document).ids
 
 
-def encode(tokenizer, seed: int, tokens: int, mix: dict[str, float] = MIX) -> tuple[np.ndarray, dict[str, int]]:
+def encode(tokenizer, seed: int | str, tokens: int, mix: dict[str, float] = MIX) -> tuple[np.ndarray, dict[str, int]]:
     """`tokens` ids as uint16, documents back to back, and how many tokens each generator gave."""
     ids = np.empty(tokens, dtype=np.uint16)
     filled, shares = 0, dict.fromkeys(mix, 0)
@@ -48,3 +49,20 @@ def encode(tokenizer, seed: int, tokens: int, mix: dict[str, float] = MIX) -> tu
         shares[name] += len(piece)
         if filled == tokens:
             return ids, shares
+
+
+# --- many processes: the same shards in the same order, however many there are -----------------------------------
+
+def shards(tokenizer, seed: int, count: int, tokens: int, workers: int) -> Iterator[tuple[np.ndarray, dict[str, int]]]:
+    """`count` results of `encode` of `tokens` ids each, made ahead by worker processes; shard i depends on seed and i only."""
+    with multiprocessing.get_context("spawn").Pool(workers, _start_worker, (tokenizer,)) as pool:
+        yield from pool.imap(_shard, ((f"{seed}-{number}", tokens) for number in range(count)))
+
+
+def _start_worker(tokenizer):
+    global _tokenizer
+    _tokenizer = tokenizer
+
+
+def _shard(job: tuple[str, int]):
+    return encode(_tokenizer, *job)

@@ -5,6 +5,7 @@
 
 import json
 import math
+import os
 import time
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
@@ -20,14 +21,14 @@ class Recipe:
     vocab_size: int = 6144          # ids, special tokens included
     hidden_size: int = 256
     intermediate_size: int = 512
-    layers: int = 4
+    layers: int = 6
     heads: int = 4                  # query heads of 64
     kv_heads: int = 2
     context: int = 2048             # positions
     row: int = 1024                 # tokens a training row
-    batch: int = 8                  # rows a step
-    steps: int = 1500
-    warmup: int = 50                # steps
+    batch: int = 64                 # rows a step
+    steps: int = 6000
+    warmup: int = 100               # steps
     learning_rate: float = 4e-3     # peak; Muon for the matrices, AdamW for embeddings, biases and norms
     weight_decay: float = 0.05
     tokenizer_documents: int = 20000
@@ -88,51 +89,79 @@ def heldout(tokenizer, recipe: Recipe, rows: int = 8) -> dict:
     return sets
 
 
-def train(recipe: Recipe, tokenizer, log, compiled: bool = True, wanted_device: str = "auto"):
-    """Train for `recipe.steps` steps; returns (model, record of what happened). `log` gets one line of text at a time."""
+def batches(tokenizer, recipe: Recipe, shares: dict, workers: int):
+    """One step's rows at a time, int64 (batch, row); adds to `shares` what each generator gave."""
+    import torch
+    per_shard = 8  # steps
+    for ids, part in corpus.shards(tokenizer, recipe.seed, math.ceil(recipe.steps / per_shard), per_shard * recipe.batch * recipe.row, workers):
+        for name, count in part.items():
+            shares[name] = shares.get(name, 0) + count
+        yield from torch.from_numpy(ids.astype("int64")).view(per_shard, recipe.batch, recipe.row)
+
+
+def train(recipe: Recipe, tokenizer, log, compiled: bool = True, wanted_device: str = "auto", minutes: float = 0):
+    """Train for `recipe.steps` steps; returns (model, record of what happened). `log` gets one line of text at a time.
+
+    minutes: stop after so long whatever the step, to measure the speed of a machine; 0: no limit.
+    """
     import torch
     device, reason = devices.pick_device(wanted_device)
     log(f"device: {device} ({reason})")
-    started = time.time()
-    ids, shares = corpus.encode(tokenizer, recipe.seed, recipe.steps * recipe.batch * recipe.row)
-    rows = torch.from_numpy(ids.astype("int64")).view(recipe.steps, recipe.batch, recipe.row)
-    log(f"corpus: {ids.size:,} tokens encoded in {time.time() - started:.0f} s; tokens by generator: {shares}")
     evaluation = heldout(tokenizer, recipe)
     model = new_model(recipe, tokenizer).to(device).train()
     log(f"model: {sum(p.numel() for p in model.parameters()):,} parameters")
     steppers = optimizers(model, recipe)
     step_loss = torch.compile(next_token_loss) if compiled else next_token_loss
-    trained = time.time()
-    for step in range(recipe.steps):
-        with torch.autocast(device.type, dtype=torch.bfloat16):
-            loss = step_loss(model, rows[step].to(device))
-        loss.backward()
+    at_once = recipe.batch if device.type == "cuda" else 8  # rows of one pass
+    shares: dict[str, int] = {}
+    started, warm, done = time.time(), time.time(), 0
+    source = batches(tokenizer, recipe, shares, workers=max(1, len(os.sched_getaffinity(0)) - 1))
+    for step, rows in zip(range(recipe.steps), source):
+        loss = 0.0
+        for part in rows.to(device, non_blocking=True).split(at_once):
+            with torch.autocast(device.type, dtype=torch.bfloat16):
+                share = step_loss(model, part) * (len(part) / recipe.batch)
+            share.backward()
+            loss = loss + share.detach()
         norm = torch.nn.utils.clip_grad_norm_(model.parameters(), 1.0)
         for stepper in steppers:
             for group in stepper.param_groups:
                 group["lr"] = recipe.learning_rate * rate(step, recipe)
             stepper.step()
             stepper.zero_grad(set_to_none=True)
-        if step % 20 == 0 or step == recipe.steps - 1:
-            seconds = time.time() - trained
-            speed = (step + 1) * recipe.batch * recipe.row / seconds
-            log(f"step {step + 1}/{recipe.steps} loss {loss.item():.3f} gradient {norm:.2f} "
-                f"{speed:,.0f} tokens/s, {seconds * (recipe.steps - step - 1) / (step + 1) / 60:.0f} min left")
+        done = step + 1
+        if step == 2:
+            warm = time.time()  # compilation is over
+        if step % 100 == 0 or done == recipe.steps:
+            seconds = time.time() - warm
+            speed = max(1, done - 3) * recipe.batch * recipe.row / seconds
+            log(f"step {done}/{recipe.steps} loss {float(loss):.3f} gradient {float(norm):.2f} {speed:,.0f} tokens/s, "
+                f"{seconds * (recipe.steps - done) / max(1, done - 3) / 60:.1f} min left")
+        if minutes and time.time() - started > 60 * minutes:
+            break
+    source.close()
     model.eval()
-    record = {"recipe": asdict(recipe), "device": str(device), "torch": torch.__version__, "tokens": int(ids.size),
-              "tokens_by_generator": shares, "minutes": round((time.time() - trained) / 60, 1),
-              "tokens_per_second": round(ids.size / (time.time() - trained)), "threads": torch.get_num_threads()}
-    with torch.no_grad():
+    tokens = done * recipe.batch * recipe.row
+    record = {"recipe": asdict(recipe), "steps_done": done, "device": _device_name(device), "torch": torch.__version__, "tokens": tokens,
+              "tokens_by_generator": shares, "minutes": round((time.time() - started) / 60, 1),
+              "tokens_per_second": round(max(1, done - 3) * recipe.batch * recipe.row / (time.time() - warm)), "cpu_threads": torch.get_num_threads()}
+    with torch.no_grad(), torch.autocast(device.type, dtype=torch.bfloat16):
         record["heldout_loss"] = {name: round(next_token_loss(model, part.to(device)).item(), 3) for name, part in evaluation.items()}
     return model, record
 
 
-def samples(model, tokenizer, seed: int) -> list[dict]:
+def _device_name(device) -> str:
+    import torch
+    return torch.cuda.get_device_name(device) if device.type == "cuda" else f"{device}, {torch.get_num_threads()} threads"
+
+
+def samples(model, tokenizer) -> list[dict]:
     """What the base writes, greedily: the first words of unseen documents continued; for the model card."""
     import torch
+
+    from glmlab import chat
     prompts = ["您好很高兴为您服务", "头痛的常见原因有", "人工智能是", "他毕业于"]
     written = []
-    from glmlab import chat
     for prompt in prompts:
         ids = torch.tensor([[*chat.start_ids(tokenizer), *chat.text_ids(tokenizer, prompt)]], device=model.device)
         out = model.generate(ids, attention_mask=torch.ones_like(ids), max_new_tokens=60, do_sample=False)
@@ -140,22 +169,23 @@ def samples(model, tokenizer, seed: int) -> list[dict]:
     return written
 
 
-def make(name: str, log=print, steps: int = 0, out: Path | None = None, compiled: bool = True) -> Path:
+def make(name: str, log=print, steps: int = 0, out: Path | None = None, compiled: bool = True, minutes: float = 0) -> Path:
     """Make the tiny base `name` and write its folder (weights in bf16, tokenizer, training.json, README.md)."""
     import torch
+
     from glmlab.tiny.card import write_card
     recipe = replace(Recipe(), steps=steps or Recipe.steps)
     started = time.time()
     tokenizer = tiny_tokenizer.train_tokenizer(
         tiny_tokenizer.corpus_sample(recipe.seed + 2, recipe.tokenizer_documents), recipe.vocab_size)
     log(f"tokenizer: {len(tokenizer):,} ids in {time.time() - started:.0f} s")
-    model, record = train(recipe, tokenizer, log, compiled)
-    folder = out or paths.models(name)
+    model, record = train(recipe, tokenizer, log, compiled, minutes=minutes)
+    folder = Path(out) if out else paths.models(name)
     model.to("cpu").to(torch.bfloat16)
     model.save_pretrained(folder)
     tokenizer.save_pretrained(folder)
     record["parameters"] = sum(p.numel() for p in model.parameters())
-    record["samples"] = samples(model.float(), tokenizer, recipe.seed)
+    record["samples"] = samples(model.float(), tokenizer)
     record["minutes_in_all"] = round((time.time() - started) / 60, 1)
     paths.write_json(folder / "training.json", record)
     write_card(folder)

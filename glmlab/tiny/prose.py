@@ -122,8 +122,10 @@ def comparison(rng: random.Random) -> str:
 
 def pair(rng: random.Random) -> dict:
     """The slots of two different topics of one kind."""
-    chosen = topic(rng)
-    same = [other for other in bank()["topics"].values() if other["kind"] == chosen["kind"] and other is not chosen]
+    same: list[dict] = []
+    while not same:  # a kind may have one topic only
+        chosen = topic(rng)
+        same = [other for other in bank()["topics"].values() if other["kind"] == chosen["kind"] and other is not chosen]
     other = pick(rng, same)
     return words_of(chosen, other=other["name"], otheris=other["is"], otheruse=other["use"])
 

@@ -1,0 +1,81 @@
+"""The command line: `python -m glmlab COMMAND`."""
+
+import argparse
+import sys
+
+
+def main(arguments=None) -> int:
+    """Run one command; returns the exit status."""
+    parser = argparse.ArgumentParser(prog="python -m glmlab", description="GLM Lab: fine-tune, measure and use GLM models.")
+    commands = parser.add_subparsers(dest="command", required=True, metavar="COMMAND")
+    course = commands.add_parser("course", help="run the notebooks of a project headlessly and print the result")
+    course.add_argument("project", choices=["intent"], help="which project")
+    course.set_defaults(run=_course)
+    calls = commands.add_parser("calls", help="make the calls of project 1: train_new.csv, dev_new.csv, test_new.csv")
+    calls.add_argument("folder", nargs="?", help="folder to write; default data/intent")
+    calls.add_argument("--full", action="store_true", help="12,799 / 3,200 / 4,000 calls as in the real data, instead of 3,000 / 600 / 1,000")
+    calls.add_argument("--seed", type=int, default=None, help="another seed makes other calls")
+    calls.set_defaults(run=_calls)
+    merge = commands.add_parser("merge", help="merge a checkpoint into its base: a plain transformers folder")
+    merge.add_argument("run", help="run: a folder under data/runs, or a path", metavar="RUN")
+    merge.add_argument("out", help="folder to write")
+    merge.add_argument("--checkpoint", type=int, default=-1, help="step; default: the last finished one")
+    merge.set_defaults(run=_merge)
+    docs = commands.add_parser("docs", help="write what is generated in notebooks and README")
+    docs.add_argument("--check", action="store_true", help="only tell what differs; exit status 1 if anything does")
+    docs.set_defaults(run=_docs)
+    tiny = commands.add_parser("tiny", help="make a tiny base from scratch: corpus, tokenizer, model, model card")
+    tiny.add_argument("name", choices=["glm4-tiny"], help="which base")
+    tiny.add_argument("--out", help="folder to write; default data/models/NAME")
+    tiny.add_argument("--steps", type=int, default=0, help="steps of training; default: the recipe's")
+    tiny.add_argument("--minutes", type=float, default=0, help="stop after so many minutes, to measure the speed of a machine")
+    tiny.add_argument("--no-compile", action="store_true", help="without torch.compile (no C++ compiler needed)")
+    tiny.set_defaults(run=_tiny)
+    options = parser.parse_args(arguments)
+    try:
+        return options.run(options) or 0
+    except KeyboardInterrupt:
+        print("interrupted", file=sys.stderr)
+        return 130
+    except (ValueError, OSError, RuntimeError) as error:  # what the package raises says what to do; a traceback would hide it
+        print(f"error: {error}", file=sys.stderr)
+        return 1
+
+
+def _course(options) -> None:
+    from glmlab import course
+    folder = course.run(options.project)
+    print("\n" + course.summary(options.project, folder))
+
+
+def _calls(options) -> None:
+    from glmlab import paths
+    from glmlab.tasks import calls
+    sizes = calls.FULL_SIZES if options.full else calls.SIZES
+    folder = options.folder or paths.data("intent")
+    for path in calls.write(folder, sizes, calls.SEED if options.seed is None else options.seed):
+        print(f"written: {paths.shown(path)}")
+
+
+def _merge(options) -> None:
+    from glmlab import models, paths
+    folder = models.find_checkpoint(options.run, options.checkpoint)
+    base = models.read_run(options.run)["settings"]["base"]
+    print(f"written: {paths.shown(models.merge(base, folder, options.out))}")
+
+
+def _docs(options) -> int:
+    from glmlab import docs, paths
+    changed = docs.write(options.check)
+    for path in changed:
+        print(f"{'differs' if options.check else 'written'}: {paths.shown(path)}")
+    return int(options.check and bool(changed))
+
+
+def _tiny(options) -> None:
+    from glmlab.tiny import pretrain
+    pretrain.make(options.name, lambda line: print(line, flush=True), options.steps, options.out, not options.no_compile, options.minutes)
+
+
+if __name__ == "__main__":
+    sys.exit(main())

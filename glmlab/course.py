@@ -1,0 +1,52 @@
+"""Run the notebooks of a project headlessly, one after another, and print what came out."""
+
+import sys
+import time
+from pathlib import Path
+
+from glmlab import paths
+
+#: Notebooks of a project in their order, each with the parameters of a workshop-sized run.
+COURSES = {
+    "intent": [
+        ("01_data", {}),
+        ("02_train", {"run": "intent-workshop"}),
+        ("03_eval", {"run": "intent-workshop", "checkpoint": -1}),
+        ("04_compare", {"run": "intent-workshop", "beside": "intent-reference:-1"}),
+    ],
+}
+
+
+def run(project: str, out=sys.stdout) -> Path:
+    """Execute the notebooks of a project with papermill into reports/<project>; returns that folder.
+
+    What the cells print appears at once. Errors: RuntimeError that names notebook and cell of the failure and the report to open.
+    """
+    import papermill
+    from papermill.exceptions import PapermillExecutionError
+    folder = paths.reports(project)
+    folder.mkdir(parents=True, exist_ok=True)
+    began = time.time()
+    for name, parameters in COURSES[project]:
+        report = folder / f"{name}.ipynb"
+        shown = ", ".join(f"{key}={value}" for key, value in parameters.items())
+        print(f"\n=== {name}{f' ({shown})' if shown else ''} -> {paths.shown(report)}", file=out, flush=True)
+        started = time.time()
+        try:
+            papermill.execute_notebook(str(paths.notebooks(f"{name}.ipynb")), str(report), parameters, kernel_name="python3",
+                                       progress_bar=False, stdout_file=out, stderr_file=out)
+        except PapermillExecutionError as error:
+            raise RuntimeError(f"{name} failed in cell {error.cell_index}: {error.ename}: {error.evalue}\n"
+                               f"everything up to there is in {paths.shown(report)}") from error
+        print(f"=== {name} finished in {time.time() - started:.0f} s", file=out, flush=True)
+    print(f"\nall {len(COURSES[project])} notebooks finished in {(time.time() - began) / 60:.1f} minutes", file=out, flush=True)
+    return folder
+
+
+def summary(project: str, folder: Path) -> str:
+    """The table base / checkpoints / baselines of the comparison, and the paths to open."""
+    from glmlab import reports
+    comparison = reports.read_comparison(folder / "compare")
+    figures = sorted(folder.rglob("*.png"))
+    opened = [*(folder / f"{name}.ipynb" for name, _ in COURSES[project]), *figures]
+    return "\n".join([reports.text_table(comparison["systems"]), "", "open:", *(f"  {paths.shown(path)}" for path in opened)])
