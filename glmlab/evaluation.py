@@ -127,7 +127,7 @@ def _pass_tokens(model, tokenizer, ids: list[list[int]], prefix: int, batch_size
     return min(tokens, CPU_PASS_TOKENS) if model.device.type == "cpu" else tokens
 
 
-def score_rows(model, tokenizer, calls: list, max_length: int = 1024, batch_size: int = 25, form: str = "system",
+def score_rows(model, tokenizer, calls: list, max_length: int = 1536, batch_size: int = 25, form: str = "system",
                progress: Callable[[int], None] = lambda done: None) -> Predictions:
     """Choose the most probable of the 34 answers for every call. Errors: ValueError for calls without label."""
     check_labelled(calls)
@@ -140,7 +140,7 @@ def score_rows(model, tokenizer, calls: list, max_length: int = 1024, batch_size
 
 # --- mode generate -----------------------------------------------------------------------------------------------
 
-def generate_rows(model, tokenizer, calls: list, max_length: int = 1024, max_new_tokens: int = 32, batch_size: int = 25,
+def generate_rows(model, tokenizer, calls: list, max_length: int = 1536, max_new_tokens: int = 32, batch_size: int = 25,
                   form: str = "system", progress: Callable[[int], None] = lambda done: None) -> Predictions:
     """Write the answer to every call greedily and parse it; what holds no label is unanswered (None).
 

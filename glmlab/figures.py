@@ -131,6 +131,35 @@ def loss_curve(log: list[dict], path=None):
     return save(figure, path)
 
 
+def pack_mask(batch: dict, path=None, what: str = "call"):
+    """Who sees whom in a batch of `packing.pack`: a row is a token, a coloured column one it sees; below, positions and labels."""
+    import numpy as np
+    from matplotlib.colors import ListedColormap
+
+    from glmlab.packing import token_mask
+    seen = token_mask(batch["family"], batch["segments"]).cpu().numpy()  # (tokens, tokens)
+    segments, positions, keep = (batch[name].cpu().numpy().ravel() for name in ("segments", "position_ids", "keep"))
+    prefix = bool(batch["family"][-1, 0]) and len(batch["family"]) > 1  # the first segment, which the others see
+    calls, size = len(batch["family"]) - prefix, len(segments)
+    edges = [0, *(np.flatnonzero(np.diff(segments)) + 1).tolist(), size]
+    figure, (axis, below) = _axes(6.5, 8, 2, height_ratios=(4, 1), sharex=True)
+    shades = np.where(segments == 0, 1, 2) if prefix else np.full(size, 2)
+    axis.imshow(shades * seen, cmap=ListedColormap(["white", "#a6c8e4", COLOURS[0]]), vmin=0, vmax=2, aspect="auto",
+                interpolation="nearest", extent=(0, size, size, 0))
+    for edge in edges[1:-1]:
+        axis.axhline(edge, color="#999999", linewidth=0.6)
+        axis.axvline(edge, color="#999999", linewidth=0.6)
+    axis.set_yticks([(start + end) / 2 for start, end in zip(edges, edges[1:])],
+                    ["prefix"] * prefix + [f"{what} {number}" for number in range(1, calls + 1)])
+    axis.set_title(f"A pack of {calls} {what}s, {size:,} tokens: a row sees the coloured columns")
+    for start, end in zip(edges, edges[1:]):
+        below.plot(np.arange(start, end), positions[start:end], color="#444444", label="" if start else "position")
+    below.plot(np.flatnonzero(keep), positions[keep], ".", color=COLOURS[1], markersize=4, label="predicts a label")
+    below.set(ylabel="position", xlabel="place in the pack", xlim=(0, size), ylim=0)
+    below.legend(loc="lower right")
+    return save(figure, path)
+
+
 # --- evaluation --------------------------------------------------------------------------------------------------
 
 def confusion_matrix(truth, predicted, names, path=None, title: str = "Confusion matrix"):
@@ -148,18 +177,21 @@ def confusion_matrix(truth, predicted, names, path=None, title: str = "Confusion
     columns = _numbered(names) + ["unanswered"]
     if (said != UNANSWERED).all():
         counts, columns = counts[:, :-1], columns[:-1]
-    figure, axis = _axes(0.44 * len(columns) + 5, 0.44 * len(names) + 4)
+    # large signs: a notebook shows 22 inches in the width of a page
+    figure, axis = _axes(0.44 * len(columns) + 7, 0.44 * len(names) + 5)
     share = counts / np.maximum(1, counts.sum(axis=1, keepdims=True))
     sns.heatmap(share, ax=axis, cmap="Blues", vmin=0, vmax=1, annot=np.where(counts > 0, counts.astype(str), ""), fmt="",
-                annot_kws={"fontsize": 8.5}, linewidths=0.4, linecolor="#dddddd", square=True,
-                cbar_kws={"label": "share of the true class", "shrink": 0.5})
+                annot_kws={"fontsize": 12}, linewidths=0.4, linecolor="#dddddd", square=True,
+                cbar_kws={"shrink": 0.5})
+    axis.collections[0].colorbar.ax.tick_params(labelsize=12)
+    axis.collections[0].colorbar.set_label("share of the true class", fontsize=14)
     axis.set_xticks(np.arange(len(columns)) + 0.5, [f"{name} ({total})" for name, total in zip(columns, counts.sum(axis=0))],
-                    rotation=90, fontsize=9.5)
+                    rotation=90, fontsize=13)
     axis.set_yticks(np.arange(len(names)) + 0.5, [f"{name} ({total})" for name, total in zip(_numbered(names), counts.sum(axis=1))],
-                    rotation=0, fontsize=9.5)
-    axis.set_xlabel("predicted (rows predicted so)", fontsize=12)
-    axis.set_ylabel("truth (rows)", fontsize=12)
-    axis.set_title(f"{title}: {int((true == said).sum()):,} of {len(true):,} rows on the diagonal", fontsize=14)
+                    rotation=0, fontsize=13)
+    axis.set_xlabel("predicted (rows predicted so)", fontsize=16)
+    axis.set_ylabel("truth (rows)", fontsize=16)
+    axis.set_title(f"{title}: {int((true == said).sum()):,} of {len(true):,} rows on the diagonal", fontsize=18)
     return save(figure, path)
 
 
@@ -175,7 +207,7 @@ def reliability(calibration: dict, path=None, title: str = "Reliability"):
     axis.errorbar(probability, accuracy, [[max(0, value) for value in side] for side in errors], fmt="o-", color=COLOURS[0], capsize=3,
                   label=f"this model, ECE {calibration['ece']:.3f}")
     axis.set(ylabel="share of right answers", xlim=(0, 1), ylim=(0, 1.02), title=title)
-    axis.legend(loc="upper left")
+    axis.legend(loc="best")
     below.bar([entry["low"] for entry in table], [entry["rows"] for entry in table], width, align="edge", color=COLOURS[0], alpha=0.5,
               edgecolor="white")
     below.set(ylabel="rows", xlabel="probability of the answer")
@@ -212,12 +244,13 @@ def comparison_bars(rows: list[dict], path=None, scores=("accuracy", "f1_macro")
         places = [place + height * (number - (len(scores) - 1) / 2) for place in range(len(rows))]
         values = [row[score] for row in rows]
         ends = [row.get(f"{score}_interval", (row[score], row[score])) for row in rows]
-        errors = [[max(0, value - low) for value, (low, _) in zip(values, ends)], [max(0, high - value) for value, (_, high) in zip(values, ends)]]
+        errors = [[max(0, value - low) for value, (low, _) in zip(values, ends)],
+                  [max(0, high - value) for value, (_, high) in zip(values, ends)]]
         axis.barh(places, values, height, xerr=errors, color=COLOURS[number % 5], label=SCORES[score],
                   error_kw={"elinewidth": 1, "capsize": 2.5, "ecolor": "#333333"})
         for place, value, (_, high) in zip(places, values, ends):
             axis.text(max(value, high) + 0.012, place, f"{value:.3f}", va="center", fontsize=9)
-    axis.set(yticks=range(len(rows)), ylim=(len(rows) - 0.45, -0.55), xlim=(0, 1.08), xlabel="score (bars: 95 % interval)")
+    axis.set(yticks=range(len(rows)), ylim=(len(rows) - 0.45, -0.55), xlim=(0, 1.08), xlabel="score (whiskers: 95 % interval)")
     axis.set_yticklabels([row["name"] for row in rows])
-    axis.legend(loc="upper center", bbox_to_anchor=(0.5, -0.16 - 0.5 / len(rows)), ncols=len(scores), frameon=False)
+    figure.legend(loc="outside lower center", ncols=len(scores), frameon=False)
     return save(figure, path)

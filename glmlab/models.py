@@ -92,11 +92,13 @@ def load_base(name_or_folder, quantization: str = "nf4", dtype=None, device=None
     """
     import torch
     from transformers import AutoConfig, AutoModelForCausalLM, AutoTokenizer, BitsAndBytesConfig
+    from transformers.utils import logging
 
     from glmlab import device as devices
     if quantization not in ("nf4", "none"):
         raise ValueError(f"quantization {quantization!r}: choose nf4 or none")
     source = base_source(name_or_folder)
+    logging.disable_progress_bar()  # a bar over tensors says nothing and fills reports
     device, _ = devices.pick_device(device or "auto")
     dtype, _ = devices.pick_dtype(device, dtype or "auto")
     config = _loading(source, lambda: AutoConfig.from_pretrained(source, trust_remote_code=False))
@@ -189,7 +191,10 @@ def check_adapter(folder: Path) -> None:
             raise FileNotFoundError(f"{paths.shown(folder)} has no {name}: not an adapter, or an unfinished copy; copy or train it again")
     if not (folder / CHECKPOINT_FILE).is_file():
         return  # an adapter of another tool: nothing to compare with
-    recorded = json.loads((folder / CHECKPOINT_FILE).read_text(encoding="utf-8"))["files"]
+    try:
+        recorded = json.loads((folder / CHECKPOINT_FILE).read_text(encoding="utf-8"))["files"]
+    except (ValueError, KeyError) as error:
+        raise OSError(f"{paths.shown(folder / CHECKPOINT_FILE)} is damaged ({error}); copy it again") from error
     for name, wanted in recorded.items():
         path = folder / name
         if not path.is_file():

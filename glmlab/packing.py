@@ -35,15 +35,26 @@ class Tree:
         self.ends.append(first + len(ids))
         return number
 
-    def mask(self) -> torch.Tensor:
-        """Who sees whom: bool (tokens, start + tokens); the `start` tokens of a cache are seen by all."""
-        family = torch.eye(len(self.parents), dtype=torch.bool)  # (segments, segments): row sees column
+    def family(self) -> torch.Tensor:
+        """Which segment sees which: bool (segments, segments), a row sees the columns of its ancestors and itself."""
+        family = torch.eye(len(self.parents), dtype=torch.bool)
         for segment, parent in enumerate(self.parents):
             if parent >= 0:
                 family[segment] |= family[parent]
-        segments = torch.tensor(self.segments)
-        seen = family[segments][:, segments].tril_()
+        return family
+
+    def mask(self, device="cpu") -> torch.Tensor:
+        """Who sees whom: bool (tokens, start + tokens); the `start` tokens of a cache are seen by all."""
+        seen = token_mask(self.family().to(device), torch.tensor(self.segments, device=device))
         return torch.nn.functional.pad(seen, (self.start, 0), value=True)
+
+
+def token_mask(family: torch.Tensor, segments: torch.Tensor) -> torch.Tensor:
+    """Who sees whom in a tree: bool (tokens, tokens), on the device of its arguments, because it is large and they are small.
+
+    family: bool (segments, segments) as `Tree.family` gives it. segments: the segment of each token, (tokens,).
+    """
+    return family[segments][:, segments].tril_()
 
 
 def attention_mask(seen: torch.Tensor, model) -> torch.Tensor:
@@ -52,6 +63,7 @@ def attention_mask(seen: torch.Tensor, model) -> torch.Tensor:
     transformers passes a 4-D mask on unchanged. eager can only add it; sdpa would turn a bool mask into an additive one in
     every layer again.
     """
+    model = getattr(model, "module", model)  # the wrapper of several processes
     mask = torch.zeros(seen.shape, dtype=model.dtype, device=seen.device)
     return mask.masked_fill_(~seen, torch.finfo(model.dtype).min)[None, None]
 
@@ -61,8 +73,8 @@ def attention_mask(seen: torch.Tensor, model) -> torch.Tensor:
 def pack(samples: list[Sample], prefix_len: int = 0, per_sample: bool = False) -> dict[str, torch.Tensor]:
     """Lay samples out as one sequence of T tokens: their first `prefix_len` tokens once, then each sample's own tokens.
 
-    prefix_len 0 is plain block-diagonal packing. Returns input_ids (1, T), position_ids (1, T), attention_mask bool
-    (1, 1, T, T), keep bool (1, T): the positions whose output predicts a label, and in their order labels (n,), sample (n,)
+    prefix_len 0 is plain block-diagonal packing. Returns input_ids (1, T), position_ids (1, T), segments (T,) and family
+    (segments, segments) for `token_mask`, keep bool (1, T): the positions whose output predicts a label, and in their order labels (n,), sample (n,)
     and weights (n,): 1 a labelled token, or with per_sample 1 a sample, spread over its labelled tokens.
     Errors: ValueError if the samples do not share that prefix, or one has no token of its own before its labels.
     """
@@ -80,12 +92,12 @@ def pack(samples: list[Sample], prefix_len: int = 0, per_sample: bool = False) -
         tree.add(sample.ids[prefix_len:], root)
     kept = torch.zeros(1, len(tree.ids), dtype=torch.bool)
     kept[0, keep] = True
-    return {"input_ids": torch.tensor([tree.ids]), "position_ids": torch.tensor([tree.positions]), "attention_mask": tree.mask()[None, None],
-            "keep": kept, **_labels(targets, per_sample)}
+    return {"input_ids": torch.tensor([tree.ids]), "position_ids": torch.tensor([tree.positions]), "segments": torch.tensor(tree.segments),
+            "family": tree.family(), "keep": kept, **_labels(targets, per_sample)}
 
 
 def pad(samples: list[Sample], pad_id: int, per_sample: bool = False) -> dict[str, torch.Tensor]:
-    """The plain batch, without sharing: one row a sample, padded on the right; the same fields, attention_mask (batch, T).
+    """The plain batch, without sharing: one row a sample, padded on the right; the same fields, but attention_mask (batch, T) instead of a tree.
 
     `keep` (batch, T) selects row by row, which is the order of labels, sample and weights here too.
     """
@@ -111,9 +123,9 @@ def _labels(targets: list[list[int]], per_sample: bool) -> dict[str, torch.Tenso
 
 def label_logits(model, batch: dict[str, torch.Tensor]) -> torch.Tensor:
     """Run the model on a batch of `pack` or `pad`: logits (n, vocabulary) of the labelled positions, lm_head at those only."""
-    mask = batch["attention_mask"]
-    if mask.dim() == 4:
-        mask = attention_mask(mask[0, 0], model)
+    mask = batch.get("attention_mask")
+    if mask is None:
+        mask = attention_mask(token_mask(batch["family"], batch["segments"]), model)
     return model(input_ids=batch["input_ids"], position_ids=batch["position_ids"], attention_mask=mask,
                  logits_to_keep=batch["keep"], use_cache=False).logits
 

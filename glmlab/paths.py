@@ -101,6 +101,7 @@ def _why(path: Path, size: int, error: OSError) -> str:
         errno.EACCES: "no permission to write there; choose another folder, or set GLMLAB_HOME to one of yours",
         errno.EROFS: "the disk is read-only; set GLMLAB_HOME to a folder of yours",
         errno.ENOTDIR: "a part of the path is a file; move it away or choose another folder",
+        errno.EEXIST: "a part of the path is a file; move it away or choose another folder",
         errno.EISDIR: "there is a folder of this name; move it away or choose another name",
     }.get(error.errno, error.strerror or str(error))
     return f"cannot write {shown(path)} ({size:,} bytes): {remedy}"

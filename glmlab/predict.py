@@ -22,7 +22,7 @@ class Intent:
 class IntentClassifier:
     """A base and an intent adapter, loaded once; `classify` takes one call or thousands."""
 
-    def __init__(self, base="glm4-tiny", adapter=None, quantization: str = "nf4", device=None, dtype=None, max_length: int = 1024,
+    def __init__(self, base="glm4-tiny", adapter=None, quantization: str = "nf4", device=None, dtype=None, max_length: int = 1536,
                  form: str | None = None):
         """adapter: a checkpoint folder, or None for the untuned base. max_length: tokens of prompt and answer.
 

@@ -178,24 +178,30 @@ def per_class_table(scores: dict) -> str:
     return table(["id", "intent", "rows", "answered", "precision", "recall", "F1"], rows)
 
 
-def confused_text(pairs: list[dict], width: int = 100) -> str:
-    """`most_confused` for a notebook: a line a pair, below it the last part of its examples, where the call is settled."""
-    lines = []
+def confused_text(pairs: list[dict], width: int = 100, lines: int = 8) -> str:
+    """`most_confused` for a notebook: a line a pair, below it its example calls, ` / ` between turns, at most `lines` lines each."""
+    out = []
     for pair in pairs:
-        lines.append(f"{pair['count']:>4} x  {pair['true_intent']} -> {pair['predicted_intent']}  ({pair['share']:.0%} of the true class)")
+        out.append(f"{pair['count']} x  {pair['true_intent']} -> {pair['predicted_intent']}  ({pair['share']:.0%} of the true class)")
         for example in pair["examples"]:
-            lines.append("        " + clipped(f"row {example['index']}: ", example["text"].replace("[SEP]", " / "), width - 8))
-    return "\n".join(lines)
+            wrapped = wrap(f"row {example['index']}: " + example["text"].replace("[SEP]", " / "), width - 4)
+            if len(wrapped) > lines:  # what decides stands late in a call, so more of its end stays
+                wrapped = [*wrapped[: lines // 3], "…", *wrapped[lines // 3 + 1 - lines:]]
+            out += ["    " + line for line in wrapped]
+    return "\n".join(out)
 
 
-def clipped(lead: str, text: str, width: int) -> str:
-    """lead and the end of a text, at most `width` columns of a fixed-width font together; … stands for what was cut."""
-    if text_width(lead + text) <= width:
-        return lead + text
-    room = width - text_width(lead) - 2  # … and a blank
-    while text_width(text) > room:
-        text = text[max(1, (text_width(text) - room) // 2):]
-    return f"{lead}… {text}"
+def wrap(text: str, width: int) -> list[str]:
+    """Lines of at most `width` columns of a fixed-width font; Chinese may break anywhere."""
+    found, line, used = [], "", 0
+    for character in text:
+        columns = text_width(character)
+        if used + columns > width:
+            found.append(line.rstrip())
+            line, used = "", 0
+        if line or character != " ":
+            line, used = line + character, used + columns
+    return [*found, line]
 
 
 # --- several systems ---------------------------------------------------------------------------------------------
@@ -234,7 +240,7 @@ def markdown_table(rows: list[dict]) -> str:
 
 
 def _with_interval(row: dict, score: str) -> str:
-    return "{:.3f} ({:.2f}..{:.2f})".format(row[score], *row[f"{score}_interval"])
+    return "{:.3f} ({:.3f}..{:.3f})".format(row[score], *row[f"{score}_interval"])
 
 
 def write_comparison(folder, about: dict, systems: list[dict], tests: list[dict] = (), **more) -> Path:

@@ -26,7 +26,7 @@ STATE_FILES = (*RESUME_FILES, "scaler.pt")
 FREE_SETTINGS = {"run", "resume", "tensorboard", "keep_optimizer", "gradient_checkpointing", "device",
                  "base", "dtype", "train_file", "dev_file"}
 COMPARED = ("settings", "base", "dtype", "chat_format", "data", "samples")
-FULL_DISK = ("No space left", "os error 28", "quota", "PytorchStreamWriter", "inline_container", "unexpected pos")
+FULL_DISK = ("No space left", "os error 28", "Disk quota", "PytorchStreamWriter", "inline_container", "unexpected pos")
 
 
 # --- what a run is -----------------------------------------------------------------------------------------------

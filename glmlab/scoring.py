@@ -125,7 +125,7 @@ def _score_pack(model, prefix, prefix_len: int, suffixes: list[list[int]], trie:
         cache.update(keys, values, layer)
     device = model.device
     logits = model(input_ids=torch.tensor([tree.ids], device=device), position_ids=torch.tensor([tree.positions], device=device),
-                   attention_mask=attention_mask(tree.mask().to(device), model), past_key_values=cache, use_cache=True,
+                   attention_mask=attention_mask(tree.mask(device), model), past_key_values=cache, use_cache=True,
                    logits_to_keep=torch.tensor(keep, device=device)).logits
     return posterior(logits.view(len(suffixes), len(trie.branchings), -1), trie)
 

@@ -5,6 +5,7 @@ str or bool with one line of help, because papermill shows the parameters cell a
 """
 
 import difflib
+import json
 import math
 import re
 import sys
@@ -38,7 +39,7 @@ def _base():
 
 
 def _max_length():
-    return option(1024, "tokens of prompt and answer; longer calls lose turns from their middle", low=64)
+    return option(1536, "tokens of prompt and answer; longer calls lose turns from their middle", low=64)
 
 
 def _form():
@@ -236,7 +237,9 @@ def _user_names(namespace: dict) -> list[str]:
 
 
 def _unknown(name: str, known) -> str:
-    near = difflib.get_close_matches(name, known, n=1, cutoff=0.6)
+    near = (difflib.get_close_matches(name, known, n=1, cutoff=0.8)  # a slip of the pen
+            or sorted((other for other in known if f"_{other}_" in f"_{name}_"), key=len)[-1:]  # other tools: max_steps, lora_alpha
+            or difflib.get_close_matches(name, known, n=1, cutoff=0.6))
     return f"{name}: unknown parameter" + (f", did you mean {near[0]}?" if near else "")
 
 
@@ -296,7 +299,7 @@ def parameters_cell(cls, **defaults) -> str:
 
 
 def _literal(value) -> str:
-    return f'"{value}"' if isinstance(value, str) else repr(value)
+    return json.dumps(value, ensure_ascii=False) if isinstance(value, str) else repr(value)
 
 
 def text_width(text: str) -> int:

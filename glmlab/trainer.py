@@ -82,7 +82,8 @@ class PackTrainer(Trainer):
                 tokens += len(batch["labels"])
                 wrong += batch["sample"][logits.argmax(-1) != batch["labels"]].unique().numel()
                 count += batch["sample"][-1].item() + 1
-        return EvalLoopOutput(None, None, {f"{metric_key_prefix}_loss": loss / tokens, f"{metric_key_prefix}_accuracy": 1 - wrong / count}, count)
+        metrics = {f"{metric_key_prefix}_loss": loss / tokens, f"{metric_key_prefix}_accuracy": 1 - wrong / count}
+        return EvalLoopOutput(None, None, metrics, count)
 
     def _save(self, output_dir=None, state_dict=None):
         """The adapter alone: no tokenizer, no pickled arguments, no question to the Hub about the base's vocabulary."""
@@ -132,7 +133,7 @@ class Reporter(TrainerCallback):
             entry |= {name: logs[name] for name in ("loss", "learning_rate", "grad_norm")}
             entry |= {"tokens_per_second": round(computed / seconds), "labelled_per_second": round(labelled / seconds)}
         else:
-            entry |= {"eval_loss": logs["eval_loss"], "eval_accuracy": logs["eval_accuracy"], "eval_seconds": round(logs["eval_runtime"], 2)}
+            entry |= {name: logs[name] for name in ("eval_loss", "eval_accuracy")} | {"eval_seconds": round(logs["eval_runtime"], 2)}
         entry |= {"memory_gib": round(memory_used() / 2**30, 3), "seconds": round(self.before + since, 2)}
         runs.append_log(self.folder, entry)
         left = since / (state.global_step - self.first_step) * (state.max_steps - state.global_step)

@@ -4,7 +4,7 @@ The Trainer does what it is good at: schedule, optimizer, checkpoints, random st
 the loss over them and what is reported (trainer.py), and the run folder (runs.py).
 
 Number formats. The base stays in the format it was loaded in: NF4 with 16-bit norms and embeddings, or 16 or 32 bit; nothing is
-copied to 32 bit (peft's prepare_model_for_kbit_training would, which costs 5 GB on the 9B model for embeddings that are
+copied to 32 bit (peft's prepare_model_for_kbit_training would, which costs 2.5 GB on the 9B model for embeddings that are
 frozen). The adapter, its gradients and Adam's moments are 32 bit. On a bf16 base forward and backward run under
 torch.autocast(bf16), so the adapter's matrices are multiplied in bf16 as the base's are; without it every layer would copy
 its input to 32 bit. On an fp16 base (GPUs without bf16) the Trainer adds loss scaling. An fp32 base runs as it is.
@@ -54,7 +54,8 @@ def prepare(settings):
 
 def _targets(model, settings) -> list[str]:
     """The layers that get an adapter. lm_head is none: its adapter would cost a matrix as high as the vocabulary."""
-    there = {name for name, module in model.named_modules() if isinstance(module, torch.nn.Linear) and not name.endswith("lm_head")}
+    head = model.get_output_embeddings()
+    there = [name for name, module in model.named_modules() if isinstance(module, torch.nn.Linear) and module is not head]
     last = sorted({name.rsplit(".", 1)[-1] for name in there})
     if settings.target_modules == "all-linear":
         return last
@@ -160,6 +161,7 @@ def _trainer(settings, model, tokenizer, samples, dev, folder: Path, record: dic
 
 def _arguments(settings, model, folder: Path) -> TrainingArguments:
     """Our settings in the Trainer's words."""
+    evaluates, stops_early = settings.eval_steps > 0, settings.early_stopping > 0
     arguments = TrainingArguments(
         output_dir=str(folder), max_steps=settings.steps, per_device_train_batch_size=settings.batch_size,
         per_device_eval_batch_size=settings.batch_size, gradient_accumulation_steps=settings.accumulation,
@@ -168,8 +170,8 @@ def _arguments(settings, model, folder: Path) -> TrainingArguments:
         activation_checkpointing=settings.gradient_checkpointing, activation_checkpointing_kwargs={"use_reentrant": False},
         logging_steps=log_interval(settings.steps), logging_first_step=True, logging_nan_inf_filter=False, log_level="error",
         disable_tqdm=True, report_to="none", remove_unused_columns=False,
-        save_steps=settings.checkpoint_steps, eval_strategy="steps" if settings.eval_steps else "no", eval_steps=settings.eval_steps or None,
-        metric_for_best_model="eval_loss" if settings.early_stopping else None, greater_is_better=False if settings.early_stopping else None,
+        save_steps=settings.checkpoint_steps, eval_strategy="steps" if evaluates else "no", eval_steps=settings.eval_steps or None,
+        metric_for_best_model="eval_loss" if stops_early else None, greater_is_better=False if stops_early else None,
         restore_callback_states_from_checkpoint=True, use_cpu=model.device.type == "cpu", dataloader_pin_memory=model.device.type == "cuda",
         fp16=model.dtype == torch.float16)
     if model.device.type == "cuda" and arguments.device != model.device:

@@ -86,7 +86,7 @@ def test_layout(samples):
     assert batch["position_ids"][0].tolist() == [*range(prefix), *(p for n in own for p in range(prefix, prefix + n))]
     assert batch["labels"].tolist() == [i for s in samples for i in s.ids[s.labels_from:]]
     assert batch["keep"].sum() == len(batch["labels"]) == len(batch["sample"])
-    seen = batch["attention_mask"][0, 0]
+    seen = packing.token_mask(batch["family"], batch["segments"])
     second = prefix + own[0]  # first own token of the second sample
     assert seen[second].nonzero().flatten().tolist() == [*range(prefix), second]
 

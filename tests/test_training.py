@@ -1,6 +1,7 @@
 """Training: the loss it minimises, exact resume, what a run folder holds, and what is said when something goes wrong."""
 
 import errno
+import gc
 import json
 import re
 
@@ -16,6 +17,15 @@ ANSWERS = ["意图：6：咨询（含查询）账户信息", "意图：1：办�
 TURNS = ["您好请讲", "我想查一下话费", "帮我把套餐取消吧", "怎么多扣了二十块钱", "好的先生", "流量包", "我不用了"]
 SOURCE = {"train": {"file": "data/train.csv", "sha256": "ab" * 32, "rows": 20}}
 STATE = {"optimizer.pt", "scheduler.pt", "rng_state.pth", "trainer_state.json"}
+
+
+@pytest.fixture(scope="module", autouse=True)
+def quick_garbage_collection():
+    """accelerate collects garbage at the start of every training: 0.4 s over the imported libraries, unless they are frozen."""
+    gc.collect()
+    gc.freeze()
+    yield
+    gc.unfreeze()
 
 
 @pytest.fixture(autouse=True)
@@ -51,8 +61,9 @@ def settings(make_base):
     base = make_base()
 
     def make(**changes):
-        return TrainSettings(**(dict(run="t", base=base, method="lora", rank=4, alpha=8, dropout=0.0, learning_rate=5e-3, warmup_steps=1, steps=6,
-                                     checkpoint_steps=2, eval_steps=0, batch_size=4, dtype="fp32") | changes))
+        short = dict(run="t", base=base, method="lora", rank=4, alpha=8, dropout=0.0, learning_rate=5e-3, warmup_steps=1, steps=6,
+                     checkpoint_steps=2, eval_steps=0, batch_size=4, dtype="fp32")
+        return TrainSettings(**(short | changes))
     return make
 
 
@@ -63,6 +74,13 @@ def run(samples):
         model, tokenizer = training.prepare(settings)
         return training.train(settings, model, tokenizer, train, dev, source, log=log or (lines if lines is not None else []).append)
     return go
+
+
+def _trainer(chosen, samples):
+    """The model and the Trainer that a run with these settings gets."""
+    model, tokenizer = training.prepare(chosen)
+    record = runs.describe(chosen, model, tokenizer, *samples, {})
+    return model, training._trainer(chosen, model, tokenizer, *samples, paths.runs("t"), record, print)
 
 
 def _weights(folder, step):
@@ -89,11 +107,11 @@ def _stop_at(step):
 
 # --- what is computed --------------------------------------------------------------------------------------------
 
-@pytest.mark.parametrize("share_prefix", [True, False])
-@pytest.mark.parametrize("batch_size, accumulation", [(20, 1), (5, 4), (3, 7)])
+@pytest.mark.parametrize("share_prefix, batch_size, accumulation", [(True, 20, 1), (True, 3, 7), (False, 20, 1), (False, 5, 4)])
 def test_first_step_has_the_loss_and_the_gradient_of_the_plain_samples(settings, run, samples, share_prefix, batch_size, accumulation):
     """The definition, without packing and Trainer: mean over all labelled tokens of the effective batch, here all samples."""
-    chosen = settings(steps=1, checkpoint_steps=1, warmup_steps=0, share_prefix=share_prefix, batch_size=batch_size, accumulation=accumulation)
+    chosen = settings(steps=1, checkpoint_steps=1, warmup_steps=0, share_prefix=share_prefix,
+                      batch_size=batch_size, accumulation=accumulation)
     first = training.read_log(run(chosen))[0]
     model, _ = training.prepare(chosen)
     loss = 0.0
@@ -117,7 +135,8 @@ def test_accumulation_equals_the_larger_batch(settings, run):
 
 def test_losses_of_a_known_run(settings, run):
     """Fixed numbers: seed, order of the samples, initialisation, loss, optimizer and schedule all stay what they were."""
-    assert [loss for _, loss, *_ in _losses(run(settings(seed=11)))] == pytest.approx([0] * 6, rel=1e-4)
+    losses = [loss for _, loss, *_ in _losses(run(settings(seed=11)))]
+    assert losses == pytest.approx([7.02616, 6.97067, 6.63927, 6.66349, 6.42889, 6.24014], rel=5e-4)
 
 
 def test_evaluation_is_the_mean_over_answer_tokens(settings, run, samples):
@@ -136,16 +155,15 @@ def test_evaluation_is_the_mean_over_answer_tokens(settings, run, samples):
     assert entry["eval_accuracy"] == pytest.approx(right / 6)
 
 
-def test_wrong_answers_are_counted_by_sample(settings, samples, tokenizer, monkeypatch, make_model):
+def test_wrong_answers_are_counted_by_sample(settings, samples, monkeypatch):
     """A model that knows every answer but the first tokens of two: 4 of 6 are right."""
     def logits(model, batch):
         known = torch.nn.functional.one_hot(batch["labels"], 640).float()
         known[(batch["sample"] == 1) | (batch["sample"] == 4)] = 0
         return known
     monkeypatch.setattr(trainer.packing, "label_logits", logits)
-    model, _ = training.prepare(settings())
-    prepared = training._trainer(settings(), model, tokenizer, *samples, paths.runs("t"), runs.describe(settings(), model, tokenizer, [], [], {}), print)
-    assert prepared.evaluation_loop(prepared.get_eval_dataloader(), "").metrics["eval_accuracy"] == pytest.approx(4 / 6)
+    _, made = _trainer(settings(), samples)
+    assert made.evaluation_loop(made.get_eval_dataloader(), "").metrics["eval_accuracy"] == pytest.approx(4 / 6)
 
 
 def test_evaluation_and_gradient_checkpointing_change_nothing(settings, run):
@@ -154,11 +172,22 @@ def test_evaluation_and_gradient_checkpointing_change_nothing(settings, run):
     _assert_same(_weights(plain, 6), _weights(run(settings(run="checkpointed", dropout=0.3, gradient_checkpointing=True)), 6))
 
 
+def test_settings_that_leave_the_result_of_a_short_run_alone_arrive(settings, samples):
+    """The prefix is shared, memory saved, weights decayed, dropout drawn only where the settings say so."""
+    def arrived(chosen):
+        model, made = _trainer(chosen, samples)
+        dropout = model.peft_config["default"].lora_dropout
+        return made.data_collator.prefix, made.args.weight_decay, made.args.activation_checkpointing, dropout
+    assert arrived(settings()) == (chat.shared_prefix(samples[0]), 0.0, False, 0.0) and chat.shared_prefix(samples[0]) > 20
+    assert arrived(settings(share_prefix=False, weight_decay=0.1, gradient_checkpointing=True, dropout=0.2)) == (None, 0.1, True, 0.2)
+
+
 # --- 4 bit -------------------------------------------------------------------------------------------------------
 
 @pytest.mark.parametrize("bias", [True, False])  # of the attention layers: the two ways in which the gradient was lost
 @pytest.mark.parametrize("dtype", ["fp32", "bf16"])
-def test_four_bit_gradients_after_an_evaluation(make_base, samples, tokenizer, bias, dtype):
+def test_four_bit_gradients_after_an_evaluation(make_base, samples, tokenizer, monkeypatch, bias, dtype):
+    monkeypatch.setattr("bitsandbytes.nn.modules.has_avx512bf16", lambda: True)  # without its guard it repacks the weights, on any CPU
     chosen = TrainSettings(base=make_base(attention_bias=bias), rank=4, dtype=dtype, dropout=0.0)
     batch = trainer.Collator(samples[0], True, tokenizer.pad_token_id)(samples[0][:8])
 
@@ -179,9 +208,10 @@ def test_four_bit_gradients_after_an_evaluation(make_base, samples, tokenizer, b
 
 
 def test_four_bit_layers_are_guarded(settings, monkeypatch):
-    """The trap shows on CPUs with AVX512-BF16 only; that the guard is on, everywhere."""
+    """The trap shows on CPUs with AVX512-BF16 only; that the guard is on, everywhere that bitsandbytes takes for one."""
     from bitsandbytes.nn import Linear4bit
     seen, guard = [], models.guard_cpu_kernels
+    monkeypatch.setattr("bitsandbytes.nn.modules.has_avx512bf16", lambda: True)
     monkeypatch.setattr(models, "guard_cpu_kernels", lambda model: seen.append(guard(model)))
     model, _ = training.prepare(settings(method="qlora"))
     layers = [module for module in model.modules() if isinstance(module, Linear4bit)]
@@ -234,6 +264,17 @@ def test_resume_is_exact(settings, run, changes):
     assert [entry["seconds"] for entry in training.read_log(parts)] == sorted(entry["seconds"] for entry in training.read_log(parts))
 
 
+def test_resume_logs_what_the_whole_run_logs(settings, run, monkeypatch):
+    """A loss is the mean since the line before: checkpoints between two lines must not split it."""
+    monkeypatch.setattr(trainer, "LINES", 2)  # a line every 10 steps
+    chosen = dict(steps=12, checkpoint_steps=4)
+    whole = run(settings(run="whole", **chosen))
+    with pytest.raises(training.TrainingInterrupted):
+        run(settings(run="parts", **chosen), log=_stop_at(10))
+    assert _losses(whole) == _losses(run(settings(run="parts", **chosen)))
+    assert [step for step, *_ in _losses(whole)] == [1, 4, 8, 10, 12]
+
+
 def test_a_half_written_checkpoint_is_removed_and_named(settings, run):
     with pytest.raises(training.TrainingInterrupted):
         run(settings(), log=_stop_at(5))
@@ -274,7 +315,8 @@ def test_early_stopping_keeps_and_records_where_it_stopped(settings, run):
 def test_run_folder(settings, run, samples, tmp_path):
     lines = []
     folder = run(settings(eval_steps=3, checkpoint_steps=3), lines=lines)
-    assert folder == paths.runs("t") and {path.name for path in folder.iterdir()} == {"run.json", "log.jsonl", "checkpoint-3", "checkpoint-6"}
+    assert folder == paths.runs("t")
+    assert {path.name for path in folder.iterdir()} == {"run.json", "log.jsonl", "checkpoint-3", "checkpoint-6"}
     record = models.read_run(str(folder))
     assert record["settings"]["learning_rate"] == 5e-3 and record["data"] == SOURCE and record["chat_format"] == "glm4"
     assert record["samples"]["train"] == 20 and record["samples"]["dev"] == 6
@@ -311,6 +353,14 @@ def test_early_stopping_leaves_no_path_of_this_machine(settings, run, tmp_path):
         assert str(tmp_path) not in path.read_text(encoding="utf-8"), path
 
 
+def test_saving_asks_the_hub_nothing(settings, run, monkeypatch):
+    """PEFT would look up the base by its name to compare the vocabularies: behind a slow link, minutes a checkpoint."""
+    def asked(*args, **kwargs):
+        raise AssertionError(args)
+    monkeypatch.setattr("peft.utils.save_and_load.check_file_exists_on_hf_hub", asked)
+    run(settings(steps=2))
+
+
 def test_keep_optimizer(settings, run):
     folder = run(settings(keep_optimizer=False))
     for checkpoint in models.finished_checkpoints(folder).values():
@@ -328,11 +378,12 @@ def test_tensorboard(settings, run):
 
 def test_the_model_is_given_back_as_it_was_and_nothing_else_is_printed(settings, samples, capfd):
     model, tokenizer = training.prepare(settings())
-    model.config.use_cache, verbosity = True, transformers.logging.get_verbosity()
+    model.config.use_cache = True
+    transformers.logging.set_verbosity_warning()
     capfd.readouterr()
     training.train(settings(eval_steps=2, early_stopping=1), model, tokenizer, *samples, SOURCE, log=[].append)
     assert capfd.readouterr() == ("", "")
-    assert not model.training and model.config.use_cache and transformers.logging.get_verbosity() == verbosity
+    assert not model.training and model.config.use_cache and transformers.logging.get_verbosity() == transformers.logging.WARNING
     assert all(parameter.grad is None for parameter in model.parameters())
 
 
@@ -414,7 +465,7 @@ def test_a_cut_file_is_refused_by_name(settings, run, name):
 def test_interrupted(settings, run):
     with pytest.raises(KeyboardInterrupt, match="stopped at step 1 of 6, before its first checkpoint"):
         run(settings(), log=_stop_at(1))
-    with pytest.raises(KeyboardInterrupt, match=r"stopped at step 5 of 6. The last finished checkpoint is .*checkpoint-4; train again with\s+resume"):
+    with pytest.raises(KeyboardInterrupt, match="stopped at step 5 of 6. The last finished checkpoint is .*checkpoint-4; train again"):
         run(settings(), log=_stop_at(5))
 
 
@@ -431,9 +482,9 @@ def test_interrupted_while_a_checkpoint_is_written(settings, run, monkeypatch):
     assert sorted(path.name for path in paths.runs("t").glob("checkpoint-*")) == ["checkpoint-2"]
 
 
+SERIALIZING = "Error while serializing: I/O error: No space left on device (os error 28)"  # a class of its own, without errno
 FULL = {
-    "adapter": ("peft.peft_model.safe_save_file", OSError(errno.ENOSPC, "No space left on device")),
-    "safetensors": ("peft.peft_model.safe_save_file", RuntimeError("Error while serializing: I/O error: No space left on device (os error 28)")),
+    "safetensors": ("peft.peft_model.safe_save_file", RuntimeError(SERIALIZING)),
     "torch": ("torch.save", RuntimeError("[enforce fail at inline_container.cc:672] . unexpected pos 64 vs 0")),
     "glmlab.json": ("glmlab.runs.paths.write_json", OSError(errno.ENOSPC, "cannot write glmlab.json: the disk is full")),
 }
@@ -449,7 +500,7 @@ def test_full_disk(settings, run, monkeypatch, where):
         raise error
     with monkeypatch.context() as patch:
         patch.setattr(target, full)
-        with pytest.raises(OSError, match=r"checkpoint-4 could not be written: .* is full \(.* MiB are free.*resume=True \(finished checkpoints: 2\)"):
+        with pytest.raises(OSError, match=r"checkpoint-4 could not be written: .* is full .*resume=True \(finished checkpoints: 2\)"):
             run(settings())
     assert sorted(path.name for path in paths.runs("t").glob("checkpoint-*")) == ["checkpoint-2"]
     assert max(models.finished_checkpoints(run(settings()))) == 6
@@ -478,8 +529,8 @@ def test_a_loss_that_is_no_number_ends_the_run(settings, run):
 
 
 def test_target_modules(settings):
-    with pytest.raises(ValueError, match=r"no linear layer query_key_value, lm_head to put an adapter on; it has down_proj, gate_up_proj, k_proj, "
-                                         r"o_proj, q_proj, v_proj \(or all-linear\)"):
+    with pytest.raises(ValueError, match=r"no linear layer query_key_value, lm_head to put an adapter on; "
+                                         r"it has down_proj, gate_up_proj, k_proj, o_proj, q_proj, v_proj \(or all-linear\)"):
         training.prepare(settings(target_modules="q_proj,query_key_value,lm_head"))
     for method in ("lora", "qlora"):
         model, _ = training.prepare(settings(target_modules="all-linear", method=method))

@@ -15,7 +15,7 @@ ABOUT = {
 CANNOT = """\
 - It knows nothing of the world beyond the phrases of its generators. Names, companies and schools in its text are invented.
 - It is no medical adviser, no customer service, no source of facts. It writes fluently about things that are not so.
-- English, code and long texts are beyond it; positions above 1,024 were never trained.
+- English, code and long texts are beyond it; positions above 2,048 were never trained.
 - Scores of a fine-tune of this model show that the code works and that the method helps on the course's own data. They say nothing
   about the 9B models on real calls."""
 

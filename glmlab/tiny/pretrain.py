@@ -18,16 +18,16 @@ from glmlab.tiny import corpus, tokenizer as tiny_tokenizer
 @dataclass(frozen=True)
 class Recipe:
     """How a tiny base is made; the model card repeats it."""
-    vocab_size: int = 6144          # ids, special tokens included
+    vocab_size: int = 8192          # ids, special tokens included
     hidden_size: int = 256
     intermediate_size: int = 512
     layers: int = 6
     heads: int = 4                  # query heads of 64
     kv_heads: int = 2
-    context: int = 2048             # positions
-    row: int = 1024                 # tokens a training row
-    batch: int = 64                 # rows a step
-    steps: int = 6000
+    context: int = 4096             # positions
+    row: int = 2048                 # tokens a training row
+    batch: int = 32                 # rows a step
+    steps: int = 4500
     warmup: int = 100               # steps
     learning_rate: float = 4e-3     # peak; Muon for the matrices, AdamW for embeddings, biases and norms
     weight_decay: float = 0.05
@@ -106,20 +106,22 @@ def train(recipe: Recipe, tokenizer, log, compiled: bool = True, wanted_device: 
     """
     import torch
     device, reason = devices.pick_device(wanted_device)
-    log(f"device: {device} ({reason})")
+    dtype, why = devices.pick_dtype(device)
+    mixed = {"device_type": device.type, "dtype": torch.bfloat16, "enabled": dtype == torch.bfloat16}  # weights stay fp32
+    log(f"device: {device} ({reason}); {str(dtype).removeprefix('torch.')}: {why}")
     evaluation = heldout(tokenizer, recipe)
     model = new_model(recipe, tokenizer).to(device).train()
     log(f"model: {sum(p.numel() for p in model.parameters()):,} parameters")
     steppers = optimizers(model, recipe)
     step_loss = torch.compile(next_token_loss) if compiled else next_token_loss
-    at_once = recipe.batch if device.type == "cuda" else 8  # rows of one pass
+    at_once = recipe.batch if device.type == "cuda" else 4  # rows of one pass
     shares: dict[str, int] = {}
     started, warm, done = time.time(), time.time(), 0
     source = batches(tokenizer, recipe, shares, workers=max(1, len(os.sched_getaffinity(0)) - 1))
     for step, rows in zip(range(recipe.steps), source):
         loss = 0.0
         for part in rows.to(device, non_blocking=True).split(at_once):
-            with torch.autocast(device.type, dtype=torch.bfloat16):
+            with torch.autocast(**mixed):
                 share = step_loss(model, part) * (len(part) / recipe.batch)
             share.backward()
             loss = loss + share.detach()
@@ -145,7 +147,7 @@ def train(recipe: Recipe, tokenizer, log, compiled: bool = True, wanted_device: 
     record = {"recipe": asdict(recipe), "steps_done": done, "device": _device_name(device), "torch": torch.__version__, "tokens": tokens,
               "tokens_by_generator": shares, "minutes": round((time.time() - started) / 60, 1),
               "tokens_per_second": round(max(1, done - 3) * recipe.batch * recipe.row / (time.time() - warm)), "cpu_threads": torch.get_num_threads()}
-    with torch.no_grad(), torch.autocast(device.type, dtype=torch.bfloat16):
+    with torch.no_grad(), torch.autocast(**mixed):
         record["heldout_loss"] = {name: round(next_token_loss(model, part.to(device)).item(), 3) for name, part in evaluation.items()}
     return model, record
 
@@ -183,6 +185,7 @@ def make(name: str, log=print, steps: int = 0, out: Path | None = None, compiled
     folder = Path(out) if out else paths.models(name)
     model.to("cpu").to(torch.bfloat16)
     model.save_pretrained(folder)
+    (folder / "model.safetensors").chmod(0o644)  # safetensors lets only the owner read
     tokenizer.save_pretrained(folder)
     record["parameters"] = sum(p.numel() for p in model.parameters())
     record["samples"] = samples(model.float(), tokenizer)

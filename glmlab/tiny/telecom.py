@@ -29,6 +29,8 @@ def bank() -> dict:
 @cache
 def frame(*keys) -> tuple[str, ...]:
     """The frame phrases of a key of `calls`, e.g. ("slots", "biz"), ("lead", "inquiry") or ("drop",)."""
+    if keys == ("customer_more",):  # any small talk goes on without saying anything about the matter
+        return (*calls.phrases("pretrain", *keys), *frame("smalltalk"), *frame("why"))
     own = bank()["frame"].get("_".join(keys).replace("slots_", "slot_"), ())
     return (*own, *calls.phrases("pretrain", *keys))
 

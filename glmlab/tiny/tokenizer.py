@@ -45,6 +45,11 @@ def train_tokenizer(texts, vocab_size: int):
 
 
 def corpus_sample(seed: int, documents: int):
-    """The words of the first `documents` documents of the corpus, for `train_tokenizer`."""
+    """The words of the first `documents` documents of the corpus, for `train_tokenizer`, and the prompts of the course's tasks.
+
+    The prompts teach the tokenizer to write them short; the model never reads them in pre-training.
+    """
+    from glmlab.tasks import intent
     from glmlab.tiny import corpus
-    return (corpus.plain_text(document) for _, document in islice(corpus.documents(seed), documents))
+    yield from [intent.SYSTEM_PROMPT, *intent.ANSWERS] * 100
+    yield from (corpus.plain_text(document) for _, document in islice(corpus.documents(seed), documents))

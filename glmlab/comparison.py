@@ -1,0 +1,184 @@
+"""Several systems on the same rows: checkpoints and untuned bases, one after another on one base in memory.
+
+What was scored is kept beside the comparison (`reports.remembered`), so that a second run computes only what changed.
+"""
+
+import functools
+import gc
+import hashlib
+import json
+import random
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+
+from glmlab import models, predict
+
+BASE_FILES = ("config.json", "model.safetensors.index.json", "model.safetensors")
+
+
+@dataclass(frozen=True)
+class System:
+    """A model to evaluate: a checkpoint of a run, or the untuned base of that run (step 0)."""
+    name: str                    # how tables and figures call it
+    run: str                     # the last part of the run's folder
+    step: int
+    folder: Path | None          # the checkpoint; None for the untuned base
+    base: str                    # catalogue name, folder or Hub id
+    quantization: str            # nf4 or none
+    form: str                    # system or template: the prompt the run was trained with
+    notes: tuple[str, ...] = ()  # what is unusual about it and must be said
+
+
+# --- which systems -----------------------------------------------------------------------------------------------
+
+def system(run: str, step: int, base: str = "", quantization: str = "auto") -> System:
+    """A checkpoint of a run (step -1: the last finished one, 0: the untuned base), with what it needs to be loaded.
+
+    base, quantization: other ones than the run was trained with. Errors: those of `models.read_run` and `find_checkpoint`,
+    which name the runs and the checkpoints there are.
+    """
+    record, label = models.read_run(run), models.run_folder(run).name
+    trained = record["settings"]
+    folder = models.find_checkpoint(run, step) if step else None
+    if folder is not None:
+        step = int(folder.name.removeprefix("checkpoint-"))
+    used = base or trained["base"]
+    if quantization == "auto":
+        quantization = "nf4" if trained["method"] == "qlora" else "none"
+    name = f"{label} {step}" if folder else f"untuned {Path(used).name}"
+    notes = base_notes(used, record["base"]) if folder else ()
+    return System(name, label, step, folder, used, quantization, predict.trained_form(folder) if folder else trained["form"], notes)
+
+
+def systems(run: str, checkpoints: str = "all", beside: str = "") -> tuple[list[System], list[System]]:
+    """The untuned base and the checkpoints of a run, in order of the steps, and the checkpoints of other runs beside them.
+
+    checkpoints: all, or steps with commas. beside: RUN:STEP with commas; one that is there already is left out.
+    Errors: as `system`, and for a run without any finished checkpoint.
+    """
+    last = system(run, -1)
+    steps = list(models.finished_checkpoints(last.folder.parent)) if checkpoints == "all" else sorted({int(s) for s in checkpoints.split(",")})
+    own = [system(run, 0), *(system(run, step) for step in steps if step)]
+    found = {_key(one): one for one in own}
+    for item in filter(None, beside.split(",")):
+        other = system(*_run_and_step(item))
+        found.setdefault(_key(other), other)
+    return own, list(found.values())[len(own):]
+
+
+def _run_and_step(item: str) -> tuple[str, int]:
+    name, step = item.rsplit(":", 1)
+    return name.strip(), int(step)
+
+
+def _key(one: System) -> tuple:
+    """What makes two systems the same one."""
+    return one.folder and one.folder.resolve(), one.base, one.quantization
+
+
+def base_notes(base: str, recorded: dict) -> tuple[str, ...]:
+    """What to say when a base is not the one that a run was trained on; recorded: "base" of its run.json.
+
+    Only files on this disk can be compared; a Hub id is taken at its word.
+    """
+    here = base_sums(base)
+    different = [name for name, sha256 in recorded.get("files", {}).items() if here.get(name, sha256) != sha256]
+    if not different:
+        return ()
+    return (f"the base {base} is not the one this run was trained on ({', '.join(different)} differ from what run.json recorded): "
+            "an adapter fits its own base only, so expect poor answers",)
+
+
+@functools.cache
+def base_sums(base: str) -> dict[str, str]:
+    """sha256 of a base's config and weights (or their index) when it is a folder; empty for a Hub id."""
+    folder, sums = Path(models.base_source(base)), {}
+    for name in BASE_FILES:
+        if (folder / name).is_file():
+            with open(folder / name, "rb") as file:
+                sums[name] = hashlib.file_digest(file, "sha256").hexdigest()
+    return sums
+
+
+def limits(base: str, shipped_rows: bool) -> str:
+    """What the numbers of this base and these rows do not show, for the place where they are printed; "" when nothing limits them."""
+    tiny = base in models.CATALOGUE and models.CATALOGUE[base].parameters < 0.1
+    facts = [f"{base} has a few million parameters" if tiny else "", "the calls were written by a generator" if shipped_rows else ""]
+    if not any(facts):
+        return ""
+    return (f"What these numbers do not show: {' and '.join(filter(None, facts))}. They say which of several systems is better on these "
+            "rows; they say nothing about how GLM-4-9B does on real calls, and they cannot be set beside results on other rows.")
+
+
+# --- which rows --------------------------------------------------------------------------------------------------
+
+def draw(calls: list, count: int, seed: int) -> list:
+    """`count` calls drawn with the seed, in the order of the file; all of them for 0 or when there are no more."""
+    if not 0 < count < len(calls):
+        return calls
+    return [calls[place] for place in sorted(random.Random(seed).sample(range(len(calls)), count))]
+
+
+# --- one base in memory ------------------------------------------------------------------------------------------
+
+class Bench:
+    """One base in memory and at most one adapter on it; what was there before is taken off first."""
+
+    def __init__(self, device: str = "auto", dtype: str = "auto"):
+        self.device, self.dtype = device, dtype  # as asked for, "auto" included
+        self._base = self._model = self._tokenizer = None
+
+    def load(self, wanted: System):
+        """`(model, tokenizer)` of a system, model in eval mode. The model of the call before must no longer be used.
+
+        A base is loaded only when it is another one (or in another quantization) than that in memory.
+        """
+        from peft import PeftModel
+        if isinstance(self._model, PeftModel):
+            self._model = self._model.unload()  # the base again, without a trace of the adapter
+        if self._base != (wanted.base, wanted.quantization):
+            self._base = self._model = self._tokenizer = None
+            gc.collect()  # two bases at a time would not fit everywhere
+            self._model, self._tokenizer = models.load_base(wanted.base, wanted.quantization, self.dtype, self.device)
+            self._base = (wanted.base, wanted.quantization)
+        if wanted.folder is not None:
+            models.check_adapter(wanted.folder)
+            try:
+                self._model = PeftModel.from_pretrained(self._model, str(wanted.folder)).eval()
+            except (RuntimeError, ValueError) as error:  # other sizes, or layers that this base has not
+                raise ValueError(f"the adapter of {wanted.name} does not fit the base {wanted.base}: {error}") from error
+        return self._model, self._tokenizer
+
+
+# --- scored, or remembered ---------------------------------------------------------------------------------------
+
+def scored(wanted: System, calls: list, bench: Bench, folder, split: str, max_length: int = 1536, batch_size: int = 25,
+           recompute: bool = False, log: Callable[[str], None] = print) -> dict:
+    """Labels and probabilities a system gives to calls: {"predicted": […], "confidence": […], "seconds"}, row by row.
+
+    Taken from folder/predictions when it was scored before on the same rows with the same weights and settings.
+    """
+    from glmlab import evaluation, reports
+
+    def compute() -> dict:
+        log(f"{wanted.name} on {len(calls):,} {split} calls")
+        model, tokenizer = bench.load(wanted)
+        found = evaluation.score_rows(model, tokenizer, calls, max_length, batch_size, wanted.form,
+                                      evaluation.progress_lines(len(calls), log=log, lines=2))
+        return {"predicted": found.predicted, "confidence": [round(value, 4) for value in found.confidence()], "seconds": found.seconds}
+
+    return reports.remembered(folder, f"{split} {wanted.name}", about(wanted, calls, bench, max_length), compute, recompute, log)
+
+
+def about(wanted: System, calls: list, bench: Bench, max_length: int) -> dict:
+    """All that decides what a system answers: its weights, its prompt, the rows, the arithmetic."""
+    adapter = None if wanted.folder is None else models.file_record(wanted.folder / "adapter_model.safetensors")["sha256"]
+    return {"adapter": adapter, "base": wanted.base, "base_files": base_sums(wanted.base), "quantization": wanted.quantization,
+            "form": wanted.form, "max_length": max_length, "device": bench.device, "dtype": bench.dtype, "rows": rows_sum(calls)}
+
+
+def rows_sum(calls: list) -> str:
+    """sha256 over row, label and text of calls."""
+    rows = json.dumps([[call.row, call.label, call.text] for call in calls], ensure_ascii=False)
+    return hashlib.sha256(rows.encode("utf-8")).hexdigest()

@@ -1,0 +1,197 @@
+"""The notebooks: how they are built (static), and that they run (nbval on smoke-sized copies, papermill from a foreign folder)."""
+
+import ast
+import json
+import os
+import re
+import statistics
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+from glmlab import docs, paths, settings
+
+CLASSES = {"00_welcome": settings.WelcomeSettings, "01_data": settings.DataSettings, "02_train": settings.TrainSettings,
+           "03_eval": settings.EvalSettings, "04_compare": settings.CompareSettings}
+NOTEBOOKS = docs.notebook_paths()
+each = pytest.mark.parametrize("path", NOTEBOOKS, ids=lambda path: path.stem)
+
+#: Parameters with which a notebook runs in seconds; nothing in a notebook may depend on its default sizes.
+SMOKE = {
+    "00_welcome": {"max_new_tokens": 8},
+    "01_data": {},
+    "02_train": {"run": "smoke", "train_samples": 80, "dev_samples": 16, "steps": 4, "checkpoint_steps": 2, "eval_steps": 2, "warmup_steps": 1,
+                 "batch_size": 4},
+    "03_eval": {"samples": 60},
+    "04_compare": {"checkpoints": "500,5000", "dev_samples": 40, "samples": 80, "bootstrap": 200},
+}
+
+
+def cells(path: Path, kind: str = "") -> list[dict]:
+    return [cell for cell in docs.read_notebook(path)["cells"] if kind in ("", cell["cell_type"])]
+
+
+def tagged(path: Path, tag: str) -> list[dict]:
+    return [cell for cell in cells(path) if tag in docs.tags(cell)]
+
+
+# --- how they are built ------------------------------------------------------------------------------------------
+
+def test_all_notebooks_are_known():
+    assert [path.stem for path in NOTEBOOKS] == list(CLASSES) == list(SMOKE)
+
+
+@each
+def test_parameters_cell_is_the_settings_class(path):
+    parameters, = tagged(path, "parameters")
+    assert docs.source(parameters) == settings.parameters_cell(CLASSES[path.stem])
+    for line in docs.source(parameters).splitlines():  # papermill reads a line up to its #, and drops one with a second = before it
+        ast.literal_eval(line.split(" = ", 1)[1].rsplit("  # ", 1)[0])
+    everything = cells(path)
+    assert everything.index(parameters) < everything.index(tagged(path, "setup")[0]) <= 5
+    assert "read(" in docs.source(tagged(path, "setup")[0]) and "show(settings)" in docs.source(tagged(path, "setup")[0])
+
+
+@each
+def test_papermill_understands_every_parameter(path):
+    from papermill.inspection import inspect_notebook
+    assert set(inspect_notebook(str(path))) == {item.name for item in settings.fields(CLASSES[path.stem])}
+
+
+@each
+def test_form(path):
+    everything, code = cells(path), cells(path, "code")
+    text = len(everything) - len(code)
+    assert 30 <= len(everything) <= 70 and 0.6 * len(code) <= text <= 1.6 * len(code)
+    lines = [len(docs.source(cell).splitlines()) for cell in code if "parameters" not in docs.tags(cell)]
+    assert max(lines) <= 25 and 2 <= statistics.median(lines) <= 8
+    first = docs.source(everything[0])
+    assert re.match(rf"# {path.stem[:2]} · .+\n", first)
+    assert {"you will learn", "needs", "time", "peak memory", "disk", "produces"} <= set(docs.card(docs.read_notebook(path)))
+    sections = [int(n) for cell in cells(path, "markdown") for n in re.findall(r"^## (\d+)", docs.source(cell), re.MULTILINE)]
+    assert sections == list(range(1, len(sections) + 1)) and len(sections) >= 4
+    assert tagged(path, "next") and tagged(path, "cost")
+    assert 2 <= len(tagged(path, "exercise")) == len(tagged(path, "solution")) == len(tagged(path, "check")) <= 4
+    ends = [docs.source(cell) for cell in cells(path, "markdown")][-6:]
+    assert any("What we learned" in end for end in ends) and any("<details>" in end for end in ends)
+
+
+@each
+def test_nothing_of_one_machine(path):
+    for cell in cells(path, "code"):
+        text = docs.source(cell)
+        ast.parse(text)
+        assert not re.search(r"^\s*[!%]", text, re.MULTILINE), text
+        assert "../" not in text and not re.search(r"[\"'](/|~/|[A-Z]:\\\\)[a-zA-Z]", text), text
+    assert "/home/" not in path.read_text(encoding="utf-8")
+
+
+@each
+def test_saved_stripped(path):
+    counts = []
+    for cell in cells(path, "code"):
+        if "keep_output" in docs.tags(cell):
+            assert cell["outputs"] and cell["execution_count"], "a checked cell without output checks nothing"
+            assert docs.source(cell).startswith("# NBVAL_CHECK_OUTPUT\n")
+            counts.append(cell["execution_count"])
+        else:
+            assert not cell["outputs"] and cell["execution_count"] is None
+            assert "NBVAL_CHECK_OUTPUT" not in docs.source(cell)
+    assert counts == sorted(set(counts))
+    assert path.stat().st_size < 100_000 and docs.as_text(docs.read_notebook(path)) == path.read_text(encoding="utf-8")
+
+
+@each
+def test_links_lead_somewhere(path):
+    for cell in cells(path, "markdown"):
+        for target in re.findall(r"\]\(([^)#]+?)(?:#[^)]*)?\)", docs.source(cell)):
+            assert target.startswith("https://") or (path.parent / target).exists(), target
+
+
+def test_generated_files_are_up_to_date():
+    assert docs.write(check=True) == [], "run: python -m glmlab docs"
+
+
+# --- exercises ---------------------------------------------------------------------------------------------------
+
+@each
+def test_a_check_fails_on_the_stub_and_passes_on_the_solution(path, tmp_path, monkeypatch, capsys):
+    monkeypatch.setenv("GLMLAB_HOME", str(tmp_path))
+    monkeypatch.chdir(tmp_path)
+    namespace = {"__name__": "__main__"}
+    for cell in cells(path, "code"):
+        if {"parameters", "setup"} & set(docs.tags(cell)):
+            exec(docs.source(cell), namespace)
+    for solution, check in zip(tagged(path, "solution"), tagged(path, "check")):
+        assert docs.BEGIN in docs.source(solution) and docs.END in docs.source(solution)
+        with pytest.raises(Exception):
+            attempt = dict(namespace)
+            exec(docs.stub(docs.source(solution)), attempt)
+            exec(docs.source(check), attempt)
+        exec(docs.source(solution), namespace)
+        exec(docs.source(check), namespace)
+
+
+# --- they run ----------------------------------------------------------------------------------------------------
+
+def smoke_copy(path: Path, folder: Path) -> Path:
+    """A copy of a notebook with small parameters, for nbval, which takes none."""
+    notebook = docs.read_notebook(path)
+    for cell in notebook["cells"]:
+        if "parameters" in docs.tags(cell):
+            cell["source"] = settings.parameters_cell(CLASSES[path.stem], **SMOKE[path.stem])
+    copy = folder / path.name
+    copy.write_text(docs.as_text(notebook), encoding="utf-8")
+    return copy
+
+
+def environment(home: Path) -> dict:
+    return os.environ | {"GLMLAB_HOME": str(home), "OMP_NUM_THREADS": "2", "PYTHONPATH": ""}
+
+
+@each
+def test_runs_cell_by_cell(path, tmp_path):
+    """nbval, lax: no cell fails, and the cells that keep their output give it again."""
+    copy = smoke_copy(path, tmp_path)
+    done = subprocess.run([sys.executable, "-m", "pytest", "--nbval-lax", "-q", "-p", "no:cacheprovider", "--rootdir", str(tmp_path), str(copy)],
+                          cwd=tmp_path, env=environment(tmp_path), capture_output=True, text=True)
+    assert done.returncode == 0, done.stdout[-6000:]
+
+
+def papermill(name: str, folder: Path, **parameters):
+    arguments = [item for key, value in parameters.items() for item in ("-p", key, str(value))]
+    return subprocess.run([sys.executable, "-m", "papermill", str(paths.notebooks(f"{name}.ipynb")), "out.ipynb", "--no-progress-bar", *arguments],
+                          cwd=folder, env=environment(folder), capture_output=True, text=True)
+
+
+def test_the_way_from_data_to_comparison(tmp_path):
+    """Own files with the real header, by -p and relative to a foreign folder: data, training, evaluation, comparison."""
+    from glmlab.tasks import calls
+    for split, count in (("train", 120), ("dev", 40), ("test", 60)):
+        (tmp_path / f"{split}.csv").write_text(calls.as_csv(calls.make(split, count, seed=5)), encoding="utf-8")
+    train = SMOKE["02_train"] | {"run": "mine", "train_file": "train.csv", "dev_file": "dev.csv"}
+    steps = [("01_data", {"train_file": "train.csv", "dev_file": "dev.csv", "test_file": "test.csv"}), ("02_train", train),
+             ("03_eval", {"run": "mine", "checkpoint": -1, "test_file": "test.csv"}),
+             ("04_compare", {"run": "mine", "train_file": "train.csv", "dev_file": "dev.csv", "test_file": "test.csv", "bootstrap": 200})]
+    for name, parameters in steps:
+        done = papermill(name, tmp_path, **parameters)
+        assert done.returncode == 0, f"{name}: {done.stderr[-3000:]}"
+    results = json.loads((tmp_path / "reports/intent/eval/mine-4/results.json").read_text(encoding="utf-8"))
+    assert results["total_samples"] == 60 and len(results["predictions"]) == 60
+    assert (tmp_path / "reports/intent/eval/mine-4/confusion_matrix.png").stat().st_size > 50_000
+    assert len(json.loads((tmp_path / "reports/intent/compare/comparison.json").read_text(encoding="utf-8"))["systems"]) >= 5
+
+
+@pytest.mark.parametrize("name, parameters, said", [
+    ("03_eval", {"checkpiont": 5000}, ["checkpiont: unknown parameter, did you mean checkpoint?", "parameters: run, checkpoint, samples"]),
+    ("03_eval", {"checkpoint": 700}, ["checkpoint 700 not found in data/runs/intent-reference; there are: 500, 1000, 2000, 3000, 4000, 5000"]),
+    ("02_train", {"base": "glm5"}, ["unknown base 'glm5'", "glm4-tiny"]),
+    ("01_data", {"train_file": "nowhere.csv"}, ["nowhere.csv"]),
+])
+def test_what_is_wrong_is_said(name, parameters, said, tmp_path):
+    done = papermill(name, tmp_path, **parameters)
+    assert done.returncode != 0
+    for words in said:
+        assert words in done.stderr, done.stderr[-3000:]
