@@ -23,6 +23,7 @@ def main(arguments=None) -> int:
     merge.set_defaults(run=_merge)
     docs = commands.add_parser("docs", help="write what is generated in notebooks and README")
     docs.add_argument("--check", action="store_true", help="only tell what differs; exit status 1 if anything does")
+    docs.add_argument("--outputs", action="store_true", help="execute the notebooks first and refresh the outputs that they keep")
     docs.set_defaults(run=_docs)
     tiny = commands.add_parser("tiny", help="make a tiny base from scratch: corpus, tokenizer, model, model card")
     tiny.add_argument("name", choices=["glm4-tiny"], help="which base")
@@ -66,7 +67,7 @@ def _merge(options) -> None:
 
 def _docs(options) -> int:
     from glmlab import docs, paths
-    changed = docs.write(options.check)
+    changed = docs.write(options.check, options.outputs)
     for path in changed:
         print(f"{'differs' if options.check else 'written'}: {paths.shown(path)}")
     return int(options.check and bool(changed))

@@ -3,6 +3,7 @@
 import os
 import re
 import sys
+import time
 from pathlib import Path
 
 NAMES = {"bf16": "bfloat16", "bfloat16": "bfloat16", "fp16": "float16", "float16": "float16", "fp32": "float32", "float32": "float32"}
@@ -111,12 +112,10 @@ def memory_used() -> int:
 
 def cost(started: float, written: int = 0) -> str:
     """What a notebook cost so far, the line its card is made from: seconds since `started` (time.time()), peak memory, bytes written."""
-    import time
-
-    import torch
+    torch = sys.modules.get("torch")  # as in memory_used
     seconds = time.time() - started
     spent = f"{seconds:.0f} s" if seconds < 100 else f"{seconds / 60:.1f} min"
-    where = torch.cuda.get_device_name() if torch.cuda.is_available() else f"{torch.get_num_threads()} CPU cores"
+    where = torch.cuda.get_device_name() if torch and torch.cuda.is_available() else f"{os.cpu_count()} CPU cores"
     return f"cost: {spent}; peak memory {memory_used() / 2**30:.1f} GiB; written {written / 1e6:.1f} MB; on {where}"
 
 

@@ -3,6 +3,7 @@
 A number in a card or a table comes from an executed notebook or a result file under reports/reference, never from a keyboard.
 """
 
+import hashlib
 import json
 import re
 from pathlib import Path
@@ -129,6 +130,33 @@ def exercise_notebook(path: Path) -> str | None:
     return as_text({**notebook, "cells": cells})
 
 
+# --- outputs that stay -------------------------------------------------------------------------------------------
+
+def refresh_outputs(path: Path) -> str:
+    """The text of a notebook, executed with its default parameters: outputs only in the cells tagged `keep_output`, which nbval compares.
+
+    What the run writes goes to a temporary folder. Errors: nbclient's CellExecutionError for a cell that fails.
+    """
+    import os
+    import tempfile
+
+    import nbformat
+    from nbclient import NotebookClient
+    from nbformat.v4.rwbase import split_lines
+    notebook = nbformat.read(path, as_version=4)
+    with tempfile.TemporaryDirectory() as home:
+        NotebookClient(notebook, timeout=None, kernel_name="python3", resources={"metadata": {"path": home}}).execute(
+            env=os.environ | {"GLMLAB_HOME": home})
+    notebook = split_lines(notebook)  # as in a file
+    saved = read_notebook(path)
+    for cell, executed in zip(saved["cells"], notebook.cells):
+        if cell["cell_type"] == "code":
+            kept = "keep_output" in tags(cell)
+            cell["outputs"] = json.loads(json.dumps(executed.outputs)) if kept else []
+            cell["execution_count"] = executed.execution_count if kept else None
+    return as_text(saved)
+
+
 # --- tables of the README ----------------------------------------------------------------------------------------
 
 def with_tables(text: str) -> str:
@@ -142,6 +170,17 @@ def with_tables(text: str) -> str:
     return TABLE.sub(table, text)
 
 
+def with_sums(text: str) -> str:
+    """data/README.md with the checksums of what ships between its two marks."""
+    files = [path for folder, pattern in (("intent", "*.csv"), ("models", "*/*.safetensors"), ("models", "*/tokenizer.json"),
+                                          ("runs", "*-reference/checkpoint-*/adapter_model.safetensors"))
+             for path in sorted(paths.ROOT.joinpath("data", folder).glob(pattern))]
+    rows = [f"| {path.relative_to(paths.ROOT / 'data').as_posix()} | {path.stat().st_size:,} | `{hashlib.sha256(path.read_bytes()).hexdigest()}` |"
+            for path in files]
+    table = "\n".join(["| file | bytes | sha256 |", "|---|---|---|", *rows])
+    return re.sub(r"(<!-- sums -->\n).*?(<!-- end sums -->)", lambda match: f"{match.group(1)}{table}\n{match.group(2)}", text, flags=re.DOTALL)
+
+
 # --- all of it ---------------------------------------------------------------------------------------------------
 
 def generated() -> dict[Path, str]:
@@ -151,15 +190,19 @@ def generated() -> dict[Path, str]:
     for path in notebook_paths():
         if (text := exercise_notebook(path)) is not None:
             found[paths.notebooks("exercises", path.name)] = text
-    for name in ("README.md", "notebooks/README.md"):
-        path = paths.ROOT / name
-        found[path] = with_tables(found.get(path) or path.read_text(encoding="utf-8"))
+    readme, sums = paths.ROOT / "README.md", paths.data("README.md")
+    found[readme] = with_tables(readme.read_text(encoding="utf-8"))
+    found[sums] = with_sums(sums.read_text(encoding="utf-8"))
     return found
 
 
-def write(check: bool = False) -> list[Path]:
-    """Write what is generated; returns the files that differed. check: only compare."""
+def write(check: bool = False, outputs: bool = False) -> list[Path]:
+    """Write what is generated; returns the files that differed. check: only compare. outputs: execute the notebooks first, for the
+    outputs they keep."""
     changed = []
+    for path in notebook_paths() if outputs and not check else []:
+        if any("keep_output" in tags(cell) for cell in read_notebook(path)["cells"]):
+            paths.write_text(path, refresh_outputs(path))
     for path, text in generated().items():
         if not path.is_file() or path.read_text(encoding="utf-8") != text:
             changed.append(path)

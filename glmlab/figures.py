@@ -156,7 +156,7 @@ def pack_mask(batch: dict, path=None, what: str = "call"):
         below.plot(np.arange(start, end), positions[start:end], color="#444444", label="" if start else "position")
     below.plot(np.flatnonzero(keep), positions[keep], ".", color=COLOURS[1], markersize=4, label="predicts a label")
     below.set(ylabel="position", xlabel="place in the pack", xlim=(0, size), ylim=0)
-    below.legend(loc="lower right")
+    below.legend(loc="upper left")
     return save(figure, path)
 
 

@@ -25,8 +25,8 @@ class Base:
 
 CATALOGUE = {base.name: base for base in (
     Base("glm4-tiny", "glm4-tiny", 0.004, 0.01, 0.01, "MIT (made by this course)"),
-    Base("glm-4-9b-0414", "zai-org/GLM-4-9B-0414", 9.4, 6.7, 17.5, "MIT"),
-    Base("glm-4-32b-0414", "zai-org/GLM-4-32B-0414", 32.6, 19.0, 60.7, "MIT"),
+    Base("glm-4-9b-0414", "zai-org/GLM-4-9B-0414", 9.4, 6.2, 17.5, "MIT"),
+    Base("glm-4-32b-0414", "zai-org/GLM-4-32B-0414", 32.6, 18.2, 60.7, "MIT"),
 )}
 GLM_TYPES = ("glm", "glm4")
 CHECKPOINT_FILE = "glmlab.json"
@@ -83,6 +83,13 @@ def guard_cpu_kernels(model) -> int:
     return len(layers)
 
 
+def load_tokenizer(name_or_folder):
+    """The tokenizer of a base, without its weights."""
+    from transformers import AutoTokenizer
+    source = base_source(name_or_folder)
+    return _loading(source, lambda: AutoTokenizer.from_pretrained(source, trust_remote_code=False, padding_side="left"))
+
+
 def load_base(name_or_folder, quantization: str = "nf4", dtype=None, device=None):
     """Load a base and its tokenizer: `(model, tokenizer)`, model in eval mode.
 
@@ -91,7 +98,7 @@ def load_base(name_or_folder, quantization: str = "nf4", dtype=None, device=None
     Errors: ValueError for an unknown base or quantization, OSError for weights that are missing or damaged.
     """
     import torch
-    from transformers import AutoConfig, AutoModelForCausalLM, AutoTokenizer, BitsAndBytesConfig
+    from transformers import AutoConfig, AutoModelForCausalLM, BitsAndBytesConfig
     from transformers.utils import logging
 
     from glmlab import device as devices
@@ -109,7 +116,7 @@ def load_base(name_or_folder, quantization: str = "nf4", dtype=None, device=None
         options["quantization_config"] = BitsAndBytesConfig(
             load_in_4bit=True, bnb_4bit_quant_type="nf4", bnb_4bit_use_double_quant=True, bnb_4bit_compute_dtype=dtype)
     model = _loading(source, lambda: AutoModelForCausalLM.from_pretrained(source, **options))
-    tokenizer = _loading(source, lambda: AutoTokenizer.from_pretrained(source, trust_remote_code=False, padding_side="left"))
+    tokenizer = load_tokenizer(name_or_folder)
     if quantization == "nf4":
         guard_cpu_kernels(model)
     return model.eval(), tokenizer

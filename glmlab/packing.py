@@ -74,7 +74,7 @@ def pack(samples: list[Sample], prefix_len: int = 0, per_sample: bool = False) -
     """Lay samples out as one sequence of T tokens: their first `prefix_len` tokens once, then each sample's own tokens.
 
     prefix_len 0 is plain block-diagonal packing. Returns input_ids (1, T), position_ids (1, T), segments (T,) and family
-    (segments, segments) for `token_mask`, keep bool (1, T): the positions whose output predicts a label, and in their order labels (n,), sample (n,)
+    (segments, segments) for `token_mask`, lengths (1 + n,): tokens of the prefix and of each sample's own, keep bool (1, T): the positions whose output predicts a label, and in their order labels (n,), sample (n,)
     and weights (n,): 1 a labelled token, or with per_sample 1 a sample, spread over its labelled tokens.
     Errors: ValueError if the samples do not share that prefix, or one has no token of its own before its labels.
     """
@@ -93,7 +93,7 @@ def pack(samples: list[Sample], prefix_len: int = 0, per_sample: bool = False) -
     kept = torch.zeros(1, len(tree.ids), dtype=torch.bool)
     kept[0, keep] = True
     return {"input_ids": torch.tensor([tree.ids]), "position_ids": torch.tensor([tree.positions]), "segments": torch.tensor(tree.segments),
-            "family": tree.family(), "keep": kept, **_labels(targets, per_sample)}
+            "family": tree.family(), "lengths": torch.tensor([prefix_len, *(len(sample.ids) - prefix_len for sample in samples)]), "keep": kept, **_labels(targets, per_sample)}
 
 
 def pad(samples: list[Sample], pad_id: int, per_sample: bool = False) -> dict[str, torch.Tensor]:
@@ -123,11 +123,13 @@ def _labels(targets: list[list[int]], per_sample: bool) -> dict[str, torch.Tenso
 
 def label_logits(model, batch: dict[str, torch.Tensor]) -> torch.Tensor:
     """Run the model on a batch of `pack` or `pad`: logits (n, vocabulary) of the labelled positions, lm_head at those only."""
-    mask = batch.get("attention_mask")
-    if mask is None:
+    options, mask = {}, batch.get("attention_mask")
+    if mask is None and batch["input_ids"].device.type == "cpu" and use_piecewise(model):
+        options["pack_lengths"] = batch["lengths"].tolist()
+    elif mask is None:
         mask = attention_mask(token_mask(batch["family"], batch["segments"]), model)
     return model(input_ids=batch["input_ids"], position_ids=batch["position_ids"], attention_mask=mask,
-                 logits_to_keep=batch["keep"], use_cache=False).logits
+                 logits_to_keep=batch["keep"], use_cache=False, **options).logits
 
 
 def loss_sum(model, batch: dict[str, torch.Tensor]) -> torch.Tensor:
@@ -135,3 +137,41 @@ def loss_sum(model, batch: dict[str, torch.Tensor]) -> torch.Tensor:
     losses = torch.nn.functional.cross_entropy(label_logits(model, batch).float(), batch["labels"], reduction="none",
                                                ignore_index=IGNORED)
     return (losses * batch["weights"]).sum()
+
+
+# --- attention of a pack, piece by piece -------------------------------------------------------------------------
+
+PIECEWISE = "sdpa_piecewise"  # the name under which transformers finds the function below
+
+
+def use_piecewise(model) -> bool:
+    """Let an sdpa model compute packs piece by piece; False for another attention. Without packs it stays the sdpa it was."""
+    from transformers import AttentionInterface, AttentionMaskInterface
+    from transformers.masking_utils import sdpa_mask
+    config = getattr(model, "module", model).config
+    if config._attn_implementation == "sdpa":
+        AttentionInterface.register(PIECEWISE, piecewise_attention)
+        AttentionMaskInterface.register(PIECEWISE, sdpa_mask)
+        config._attn_implementation = PIECEWISE
+    return config._attn_implementation == PIECEWISE
+
+
+def piecewise_attention(module, query, key, value, attention_mask, pack_lengths=None, **options):
+    """sdpa, but of a pack the prefix attends to itself and each sample to the prefix and itself: nothing masked is computed.
+
+    One masked sdpa over a pack costs the square of its length, most of it thrown away; on a CPU that is most of a training step. A GPU
+    would lose more by the many small kernels than it saves. pack_lengths: as `pack` gives it, None for an ordinary batch.
+    """
+    from transformers.integrations.sdpa_attention import sdpa_attention_forward as sdpa
+    if pack_lengths is None:
+        return sdpa(module, query, key, value, attention_mask, **options)
+    prefix, *own = pack_lengths
+    pieces = [sdpa(module, query[:, :, :prefix], key[:, :, :prefix], value[:, :, :prefix], None, **options)[0]] if prefix else []
+    start = prefix
+    for length in own:
+        here = slice(start, start + length)
+        keys, values = (torch.cat([states[:, :, :prefix], states[:, :, here]], dim=2) for states in (key, value))
+        seen = torch.ones(length, prefix + length, dtype=torch.bool, device=query.device).tril_(prefix)
+        pieces.append(sdpa(module, query[:, :, here], keys, values, seen[None, None], **options)[0])
+        start += length
+    return torch.cat(pieces, dim=1), None  # (1, tokens, heads, head size)

@@ -1,0 +1,45 @@
+"""notebooks/settings/*.yaml: what `papermill -f` reads from them is accepted by the notebook that their first line names."""
+
+import re
+
+import pytest
+from papermill.iorw import read_yaml_file
+
+from glmlab import paths, settings
+
+CLASSES = {"02_train": settings.TrainSettings, "03_eval": settings.EvalSettings, "04_compare": settings.CompareSettings}
+FILES = sorted(paths.notebooks("settings").glob("*.yaml"))
+each = pytest.mark.parametrize("path", FILES, ids=lambda path: path.stem)
+
+
+def test_the_published_configurations_are_there():
+    assert {"document-000", "document-004", "reference", "workshop"} <= {path.stem for path in FILES}
+
+
+@each
+def test_a_settings_file_is_accepted_by_its_notebook(path):
+    found = re.match(rf"# papermill notebooks/(\w+)\.ipynb out\.ipynb -f notebooks/settings/{path.name}( |\n)", path.read_text(encoding="utf-8"))
+    assert found and found[1] in CLASSES, "the first line must be the command that uses the file"
+    values = read_yaml_file(str(path))  # papermill's own reader: 2e-4 is text for it
+    read = settings.read(CLASSES[found[1]], dict(values))
+    assert {name: getattr(read, name) for name in values} == values
+
+
+def test_the_documents_configurations_say_what_the_documents_say():
+    stated = {"document-000": {"rank": 64, "alpha": 128, "learning_rate": 2e-4, "batch_size": 4, "steps": 5000},
+              "document-004": {"rank": 16, "alpha": 64, "dropout": 0.1, "target_modules": "q_proj,k_proj,v_proj,o_proj",
+                               "learning_rate": 2e-4, "batch_size": 4, "max_length": 1024, "steps": 5000, "checkpoint_steps": 500}}
+    for name, wanted in stated.items():
+        values = read_yaml_file(str(paths.notebooks("settings", f"{name}.yaml")))
+        assert {key: values.get(key) for key in wanted} == wanted and "base" not in values, name
+
+
+def test_the_reference_run_has_the_checkpoints_that_ship():
+    values = read_yaml_file(str(paths.notebooks("settings", "reference.yaml")))
+    assert values["run"] == "intent-reference" and not values["keep_optimizer"]
+    assert values["steps"] == 5000 and all(step % values["checkpoint_steps"] == 0 for step in (500, 1000, 2000, 3000, 4000, 5000))
+
+
+def test_the_workshop_file_is_the_default_of_the_notebook():
+    values = read_yaml_file(str(paths.notebooks("settings", "workshop.yaml")))
+    assert settings.TrainSettings(**values) == settings.TrainSettings()
