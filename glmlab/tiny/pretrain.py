@@ -27,7 +27,7 @@ class Recipe:
     context: int = 4096             # positions
     row: int = 2048                 # tokens a training row
     batch: int = 32                 # rows a step
-    steps: int = 4500
+    steps: int = 3800
     warmup: int = 100               # steps
     learning_rate: float = 4e-3     # peak; Muon for the matrices, AdamW for embeddings, biases and norms
     weight_decay: float = 0.05

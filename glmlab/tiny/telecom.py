@@ -17,12 +17,14 @@ ORDINALS = "一二三四"
 
 @cache
 def bank() -> dict:
-    """{"frame": {key: phrases}, label id: {"w", "d", "a", "sum": phrases}}: the phrases of this package and the calls' own `pre` ones."""
+    """{"frame": {key: phrases}, label id: {"w", "d", "a", "sum", "heading": phrases}}: the phrases of this package and the calls'
+    own `pre` ones."""
     found = {"frame": load("telecom_frame")}
+    titles = load("telecom_heading")
     for act in calls.ACTS:
         for label, kinds in load(f"telecom_{act}").items():
             own = {kind: (*kinds[kind], *calls.label_phrases("pretrain", int(label), kind)) for kind in "wda"}
-            found[int(label)] = own | {"sum": tuple(kinds["sum"])}
+            found[int(label)] = own | {"sum": tuple(kinds["sum"]), "heading": tuple(titles[label])}
     return found
 
 
@@ -51,7 +53,7 @@ class Caller(calls.Caller):
 def documents(rng: random.Random) -> Iterator[str | list[dict]]:
     """Endless documents: calls as they are, and conversations that end with the assistant."""
     makers = (transcript, course_of_call, last_settled, first_words, choose_matter, wordings, endings, agent_turn)
-    weights = (12, 26, 22, 8, 16, 14, 5, 4)
+    weights = (10, 22, 18, 7, 28, 16, 4, 4)
     while True:
         yield rng.choices(makers, weights)[0](rng)
 
@@ -142,29 +144,44 @@ def first_words(rng: random.Random) -> list[dict]:
 
 # ---- matters among options --------------------------------------------------------------------------------------
 
-ORDERS = ("你负责给客服通话归档。读通话，从下面的事项里选出最后解决的一件。", "下面是事项表。请判断通话最后谈成的是哪一项，放弃的和客服推荐的不算。",
-          "你是质检员。看完对话，在列表中找出客户最后得到处理的事情。", "请从事项中选择：客户最后办妥或问清的是哪一件？")
-FORMS = (("{n}:{s}", "事项：{n}：{s}"), ("{n}. {s}", "第{n}项：{s}"), ("{n}:{s}", "{n}"), ("（{n}）{s}", "（{n}）{s}"), ("{n}、{s}", "{s}"))
+ORDERS = ("你负责给客服通话归档。读通话，从下面的事项里选出最后解决的一件。", "下面是事项表。请判断通话最后谈成的是哪一项。",
+          "你是质检员。看完对话，在列表中找出客户最后得到处理的事情。", "请从事项中选择：客户最后办妥或问清的是哪一件？",
+          "判断客户打电话的来意，从表里选一项。", "你是客服来意分析员。输入是一通电话，输出它属于哪一类。", "给这通电话分类。")
+HINTS = ("客户放弃的和客服推荐的都不算。", "一通电话里可能提到几件事，以最后一件有结果的为准。", "客户不要了的不算，只看最后解决的。",
+         "客服顺便推销的不是客户的来意。", "没有办成的不选。", "")
+FORMS = (("{n}:{s}", "事项：{n}：{s}"), ("{n}. {s}", "第{n}项：{s}"), ("{n}:{s}", "类别：{n}：{s}"), ("{n}:{s}", "{n}"), ("（{n}）{s}", "（{n}）{s}"),
+         ("{n}、{s}", "{s}"), ("{n}:{s}", "来意：{n}：{s}"), ("{n}：{s}", "编号{n}，{s}"))
+ACT_WORDS = {"inquiry": ("打听", "问事", "询问类", "问"), "complaint": ("不满", "意见", "反映类", "怨"), "request": ("要办", "办事", "受理类", "办")}
+
+
+def headings(rng: random.Random, options: list[int]) -> list[str]:
+    """What the options are called: notes, or headings, all of them with a word for asking, complaining or having done or none."""
+    if rng.random() < 0.35:
+        return [note(rng, option) for option in options]
+    style, form = int(rng.random() * 4), pick(rng, ("{s}", "{s}", "{g}{s}", "{g}（{s}）", "{g}-{s}", "{g}·{s}"))
+    return [form.format(g=ACT_WORDS[calls.ACTS[LABELS[option].group]][style], s=pick(rng, bank()[option]["heading"])) for option in options]
 
 
 def choose_matter(rng: random.Random) -> list[dict]:
-    """Numbered notes of matters in the system prompt; a call or a single wish; the right one in the form asked for."""
-    call, text = any_call(rng)
-    label = call["label"]
-    others = {other for other, _ in call["wishes"]} | set(calls.bank()[label]["near"])
-    more = rng.sample(range(len(LABELS)), pick(rng, (0, 2, 4, 8, 12, 20, 34)))
-    options = list(dict.fromkeys([label, *others, *more]))
-    rng.shuffle(options)
+    """Numbered matters in the system prompt; one to three calls or single wishes; each time the right one in the form asked for."""
+    made = [any_call(rng) for _ in range(pick(rng, (1, 1, 2, 3)))]
+    near = [other for call, _ in made for other in [*(label for label, _ in call["wishes"]), *calls.bank()[call["label"]]["near"]]]
+    options = sorted({*near, *rng.sample(range(len(LABELS)), pick(rng, (0, 4, 8, 16, 34, 34)))})
+    if rng.random() < 0.7:
+        rng.shuffle(options)
     first = pick(rng, (0, 1))
     listed, answered = pick(rng, FORMS)
-    notes = [note(rng, option) for option in options]
-    lines = [listed.format(n=number, s=words) for number, words in enumerate(notes, first)]
+    names = headings(rng, options)
+    lines = [listed.format(n=number, s=name) for number, name in enumerate(names, first)]
     wanted = "输出格式：" + answered.replace("{n}", "编号").replace("{s}", "事项")
-    system = "\n".join([pick(rng, ORDERS), pick(rng, ("事项：", "选项：", "列表：")), pick(rng, ("\n", "\n", "；")).join(lines), wanted])
-    place = options.index(label)
-    given = text if rng.random() < 0.7 else Caller(rng).of(label, "w")
-    return [turn("system", system), turn("user", "对话：" + given),
-            turn("assistant", answered.format(n=place + first, s=notes[place]))]
+    head = [pick(rng, ORDERS), "".join(rng.sample(HINTS, 2))]
+    system = "\n".join([*head, pick(rng, ("事项：", "选项：", "列表：", "分类表：")), pick(rng, ("\n", "\n", "\n", "；")).join(lines), wanted])
+    messages = [turn("system", system)]
+    for call, text in made:
+        place = options.index(call["label"])
+        given = text if rng.random() < 0.85 else Caller(rng).of(call["label"], "w")
+        messages += [turn("user", "对话：" + given), turn("assistant", answered.format(n=place + first, s=names[place]))]
+    return messages
 
 
 # ---- wordings ---------------------------------------------------------------------------------------------------
@@ -177,11 +194,14 @@ def wordings(rng: random.Random) -> list[dict]:
         caller = Caller(rng)
         one, two = caller.of(label, "w"), caller.of(label, "w")
         other = pick(rng, calls.bank()[label]["near"])
-        kind = pick(rng, ("again", "note", "note", "from note", "same", "detail", "answer"))
+        kind = pick(rng, ("again", "note", "note", "heading", "from note", "same", "detail", "answer"))
         if kind == "again":
             pair = f"换个说法：{one}", two
         elif kind == "note":
             pair = f"{pick(rng, ('客户是什么意思：', '这句话是要做什么：', '记录一下：'))}{one}", note(rng, label)
+        elif kind == "heading":
+            said = one if rng.random() < 0.6 else note(rng, label)
+            pair = f"{pick(rng, ('归到哪一类：', '这属于什么：'))}{said}", pick(rng, bank()[label]["heading"])
         elif kind == "from note":
             pair = f"客户会怎么说：{note(rng, label)}", one
         elif kind == "same":
