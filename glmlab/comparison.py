@@ -8,11 +8,13 @@ import gc
 import hashlib
 import json
 import random
+import warnings
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
-from glmlab import models, predict
+from glmlab import __version__, models, predict
+from glmlab.tasks import intent
 
 BASE_FILES = ("config.json", "model.safetensors.index.json", "model.safetensors")
 
@@ -64,12 +66,22 @@ def systems(run: str, checkpoints: str = "all", beside: str = "") -> tuple[list[
     for item in filter(None, beside.split(",")):
         other = system(*_run_and_step(item))
         found.setdefault(_key(other), other)
-    return own, list(found.values())[len(own):]
+    return own, _named_apart(list(found.values()))[len(own):]
 
 
 def _run_and_step(item: str) -> tuple[str, int]:
     name, step = item.rsplit(":", 1)
     return name.strip(), int(step)
+
+
+def _named_apart(found: list[System]) -> list[System]:
+    """The systems, those whose name stands before them already with an addition: tables and files go by the name."""
+    names: set[str] = set()
+    for place, one in enumerate(found):
+        tries = [one.name, f"{one.name} {one.quantization}", *(f"{one.name} ({number})" for number in range(2, len(found) + 2))]
+        found[place] = replace(one, name=next(name for name in tries if name not in names))
+        names.add(found[place].name)
+    return found
 
 
 def _key(one: System) -> tuple:
@@ -145,7 +157,9 @@ class Bench:
         if wanted.folder is not None:
             models.check_adapter(wanted.folder)
             try:
-                self._model = PeftModel.from_pretrained(self._model, str(wanted.folder)).eval()
+                with warnings.catch_warnings():  # peft asks transformers for an attribute by its deprecated name
+                    warnings.simplefilter("ignore", FutureWarning)
+                    self._model = PeftModel.from_pretrained(self._model, str(wanted.folder)).eval()
             except (RuntimeError, ValueError) as error:  # other sizes, or layers that this base has not
                 raise ValueError(f"the adapter of {wanted.name} does not fit the base {wanted.base}: {error}") from error
         return self._model, self._tokenizer
@@ -175,10 +189,14 @@ def about(wanted: System, calls: list, bench: Bench, max_length: int) -> dict:
     """All that decides what a system answers: its weights, its prompt, the rows, the arithmetic."""
     adapter = None if wanted.folder is None else models.file_record(wanted.folder / "adapter_model.safetensors")["sha256"]
     return {"adapter": adapter, "base": wanted.base, "base_files": base_sums(wanted.base), "quantization": wanted.quantization,
-            "form": wanted.form, "max_length": max_length, "device": bench.device, "dtype": bench.dtype, "rows": rows_sum(calls)}
+            "prompt": _sum([intent.messages("", None, wanted.form), intent.ANSWERS]), "max_length": max_length, "device": bench.device,
+            "dtype": bench.dtype, "rows": rows_sum(calls), "glmlab": __version__}
 
 
 def rows_sum(calls: list) -> str:
     """sha256 over row, label and text of calls."""
-    rows = json.dumps([[call.row, call.label, call.text] for call in calls], ensure_ascii=False)
-    return hashlib.sha256(rows.encode("utf-8")).hexdigest()
+    return _sum([[call.row, call.label, call.text] for call in calls])
+
+
+def _sum(content) -> str:
+    return hashlib.sha256(json.dumps(content, ensure_ascii=False).encode("utf-8")).hexdigest()

@@ -76,7 +76,7 @@ def test_a_system_is_what_its_run_says(home):
 def test_checkpoints_in_order_and_others_beside_them_once(home):
     own, beside = comparison.systems("one", "all", "other:6,other:-1,one:2, other:0")
     assert [one.name for one in own] == ["untuned base", "one 2", "one 4"]
-    assert [one.name for one in beside] == ["other 6", "untuned base"]  # the second in 16 bit, so another one than the first
+    assert [one.name for one in beside] == ["other 6", "untuned base none"]  # not in 4 bit, so another one than the first
     own, beside = comparison.systems("one", "4,2,0,4")
     assert [one.step for one in own] == [0, 2, 4] and beside == []
     with pytest.raises(FileNotFoundError, match="there are: 2, 4"):
