@@ -8,7 +8,7 @@ import json
 import re
 from pathlib import Path
 
-from glmlab import paths
+from glmlab import paths, settings
 
 REPORTS = ("reports", "reference")
 CARD_ROWS = ("time", "peak memory", "disk")  # the rows a script fills; the others are the author's
@@ -74,7 +74,7 @@ def card(notebook: dict) -> dict[str, str]:
 
 
 def filled_notebook(path: Path) -> str:
-    """The text of a notebook with its measured card rows and the link to the next notebook filled in."""
+    """The text of a notebook with its parameters, its measured card rows and the link to the next notebook filled in."""
     notebook = read_notebook(path)
     first = source(notebook["cells"][0])
     for row, value in costs(path.stem).items():
@@ -86,6 +86,8 @@ def filled_notebook(path: Path) -> str:
     for cell in notebook["cells"]:
         if "next" in tags(cell):
             cell["source"] = [link]
+        elif "parameters" in tags(cell):
+            cell["source"] = settings.parameters_cell(settings.NOTEBOOKS[path.stem]).splitlines(keepends=True)
     return as_text(notebook)
 
 

@@ -98,7 +98,7 @@ class TrainSettings:
     train_file: str = _intent_file("train")
     dev_file: str = _intent_file("dev")
     train_samples: int = option(0, "calls to train on, drawn with the seed; 0: all", low=0)
-    dev_samples: int = option(200, "calls of the evaluations during training; 0: all", low=0)
+    dev_samples: int = option(100, "calls of the evaluations during training; 0: all", low=0)
     form: str = _form()
     method: str = option("qlora", "qlora: base in 4 bit (nf4, double quantisation); lora: base in 16 or 32 bit", choices=("qlora", "lora"))
     rank: int = option(16, "rank r of the adapter matrices", low=1)
@@ -106,20 +106,20 @@ class TrainSettings:
     dropout: float = option(0.05, "share of the adapter's inputs zeroed in training", low=0, below=1)
     target_modules: str = option("q_proj,k_proj,v_proj,o_proj,gate_up_proj,down_proj", "linear layers that get an adapter, or all-linear",
                                  pattern=r"all-linear|[\w.]+(,[\w.]+)*")
-    learning_rate: float = option(1e-3, "highest learning rate", above=0)
+    learning_rate: float = option(2e-3, "highest learning rate", above=0)
     warmup_steps: int = option(20, "steps of linear rise to learning_rate", low=0)
     schedule: str = option("cosine", "learning rate after the warm-up: cosine, linear, constant_with_warmup, constant",
                            choices=("cosine", "linear", "constant_with_warmup", "constant"))
     weight_decay: float = option(0.0, "decoupled weight decay of AdamW", low=0)
-    batch_size: int = option(8, "calls in one forward and backward pass", low=1)
+    batch_size: int = option(4, "calls in one forward and backward pass", low=1)
     accumulation: int = option(1, "passes before one optimizer step; effective batch: batch_size x accumulation", low=1)
-    steps: int = option(200, "optimizer steps", low=1)
-    checkpoint_steps: int = option(50, "a checkpoint every so many steps", low=1)
-    eval_steps: int = option(50, "an evaluation every so many steps; 0: none", low=0)
+    steps: int = option(180, "optimizer steps", low=1)
+    checkpoint_steps: int = option(60, "a checkpoint every so many steps", low=1)
+    eval_steps: int = option(60, "an evaluation every so many steps; 0: none", low=0)
     early_stopping: int = option(0, "evaluations without improvement before training ends; 0: off", low=0)
     max_length: int = _max_length()
     share_prefix: bool = option(True, "compute the prompt that all calls share once a pass; dropout is then drawn once for it")
-    gradient_checkpointing: bool = option(False, "less memory, about a third more time")
+    gradient_checkpointing: bool = option(False, "less memory, about a third more time; the result stays the same")
     resume: bool = option(True, "go on from the last finished checkpoint of this run")
     tensorboard: bool = option(False, "write TensorBoard logs into the run folder")
     keep_optimizer: bool = option(True, "keep the optimizer state in checkpoints: needed to resume, twice the adapter's size")
@@ -199,6 +199,11 @@ class CompareSettings:
     device: str = _device()
     dtype: str = _dtype()
     seed: int = _seed()
+
+
+#: The settings of each notebook.
+NOTEBOOKS = {"00_welcome": WelcomeSettings, "01_data": DataSettings, "02_train": TrainSettings, "03_eval": EvalSettings,
+             "04_compare": CompareSettings}
 
 
 # --- reading a notebook's parameters -----------------------------------------------------------------------------

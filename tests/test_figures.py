@@ -7,7 +7,7 @@ from importlib import metadata
 import numpy as np
 import pytest
 
-from glmlab import figures, metrics
+from glmlab import chat, figures, metrics, packing
 from glmlab.tasks.labels import NAMES
 
 matplotlib = pytest.importorskip("matplotlib")
@@ -29,7 +29,10 @@ def _systems():
 
 LOG = [{"step": step, "loss": 3 / step, "learning_rate": 1e-3 / step} for step in range(1, 60)] + [{"step": 50, "eval_loss": 0.2}]
 SPLITS = {"train": _rows()[0], "dev": [0, 1, None, 33]}
+PACK = [chat.Sample([*range(300), *range(own)], 300 + own - 9) for own in (150, 400, 60)]
 FIGURES = {
+    "pack": lambda path=None: figures.pack_mask(packing.pack(PACK, 300), path),
+    "pack, nothing shared": lambda path=None: figures.pack_mask(packing.pack(PACK, 0), path),
     "confusion": lambda path=None: figures.confusion_matrix(*_rows(), NAMES, path, "办理取消 checkpoint 5,000"),
     "confusion, all answered": lambda path=None: figures.confusion_matrix(*_rows(False), NAMES, path),
     "reliability": lambda path=None: figures.reliability(metrics.calibration([0, 1] * 50, [0] * 100, [i / 100 for i in range(100)]), path),

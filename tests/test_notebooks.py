@@ -13,8 +13,7 @@ import pytest
 
 from glmlab import docs, paths, settings
 
-CLASSES = {"00_welcome": settings.WelcomeSettings, "01_data": settings.DataSettings, "02_train": settings.TrainSettings,
-           "03_eval": settings.EvalSettings, "04_compare": settings.CompareSettings}
+CLASSES = settings.NOTEBOOKS
 NOTEBOOKS = docs.notebook_paths()
 each = pytest.mark.parametrize("path", NOTEBOOKS, ids=lambda path: path.stem)
 
@@ -52,6 +51,14 @@ def test_parameters_cell_is_the_settings_class(path):
     everything = cells(path)
     assert everything.index(parameters) < everything.index(tagged(path, "setup")[0]) <= 5
     assert "read(" in docs.source(tagged(path, "setup")[0]) and "show(settings)" in docs.source(tagged(path, "setup")[0])
+
+
+@each
+def test_glmlab_is_imported_before_torch(path):
+    """It tells OpenMP how the threads wait, which torch reads once."""
+    setup = docs.source(tagged(path, "setup")[0])
+    first = {name: setup.find(f"import {name}") for name in ("torch", "peft", "transformers")}
+    assert all(place < 0 or setup.find("from glmlab") < place for place in first.values())
 
 
 @each
