@@ -113,9 +113,8 @@ def stub(solution: str) -> str:
     return pattern.sub(lambda match: f"{match.group(1)}...  # your code\n", solution).rstrip("\n")
 
 
-def exercise_notebook(path: Path) -> str | None:
+def exercise_notebook(path: Path, notebook: dict) -> str | None:
     """The exercises of a notebook: its setup cells, then every exercise with a stub and its check; None where it has none."""
-    notebook = read_notebook(path)
     chosen = [cell for cell in notebook["cells"] if {"parameters", "setup", "exercise", "solution", "check"} & set(tags(cell))]
     if not any("solution" in tags(cell) for cell in chosen):
         return None
@@ -190,7 +189,7 @@ def generated() -> dict[Path, str]:
     found = {path: filled_notebook(path) for path in notebook_paths()}
     found[paths.notebooks("README.md")] = index()
     for path in notebook_paths():
-        if (text := exercise_notebook(path)) is not None:
+        if (text := exercise_notebook(path, json.loads(found[path]))) is not None:
             found[paths.notebooks("exercises", path.name)] = text
     readme, sums = paths.ROOT / "README.md", paths.data("README.md")
     found[readme] = with_tables(readme.read_text(encoding="utf-8"))
