@@ -11,8 +11,8 @@ COURSES = {
     "intent": [
         ("01_data", {}),
         ("02_train", {"run": "intent-workshop"}),
-        ("03_eval", {"run": "intent-workshop", "checkpoint": -1, "samples": 400}),
-        ("04_compare", {"run": "intent-workshop", "beside": "intent-reference:-1", "samples": 400, "dev_samples": 100}),
+        ("03_eval", {"run": "intent-workshop", "checkpoint": -1, "samples": 300}),
+        ("04_compare", {"run": "intent-workshop", "beside": "intent-reference:-1", "samples": 300, "dev_samples": 60}),
     ],
 }
 

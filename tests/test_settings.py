@@ -111,14 +111,14 @@ def test_values_that_are_right(cls, values):
 
 @pytest.mark.parametrize("values, problem", [
     ({"steps": 40, "warmup_steps": 4, "eval_steps": 20},
-     "checkpoint_steps: 60 is more than steps 40, so nothing would be saved; use at most 40"),
-    ({"steps": 130}, "steps: 130 is no multiple of checkpoint_steps 60, so the last 10 steps would never be saved; use 120 or 180 steps"),
-    ({"eval_steps": 300}, "eval_steps: 300 is more than steps 180, so nothing would be evaluated; use at most 180, or 0 for none"),
+     "checkpoint_steps: 50 is more than steps 40, so nothing would be saved; use at most 40"),
+    ({"steps": 130}, "steps: 130 is no multiple of checkpoint_steps 50, so the last 30 steps would never be saved; use 100 or 150 steps"),
+    ({"eval_steps": 300}, "eval_steps: 300 is more than steps 150, so nothing would be evaluated; use at most 150, or 0 for none"),
     ({"early_stopping": 2, "eval_steps": 0}, "early_stopping: it needs evaluations; set eval_steps above 0"),
-    ({"early_stopping": 2, "eval_steps": 25}, "early_stopping: every checkpoint must be evaluated to find the best one; "
-                                              "make checkpoint_steps (60) a multiple of eval_steps (25)"),
+    ({"early_stopping": 2, "eval_steps": 20}, "early_stopping: every checkpoint must be evaluated to find the best one; "
+                                              "make checkpoint_steps (50) a multiple of eval_steps (20)"),
     ({"warmup_steps": 201},
-     "warmup_steps: 201 is more than steps 180, learning_rate would never be reached; a tenth of the steps is usual"),
+     "warmup_steps: 201 is more than steps 150, learning_rate would never be reached; a tenth of the steps is usual"),
     ({"schedule": "constant"}, "schedule: constant has no warm-up, but warmup_steps is 20; use constant_with_warmup, or 0 warmup_steps"),
 ])
 def test_an_impossible_combination_says_what_to_do(values, problem):
