@@ -16,7 +16,7 @@ from pathlib import Path
 from glmlab import __version__, models, predict
 from glmlab.tasks import intent
 
-BASE_FILES = ("config.json", "model.safetensors.index.json", "model.safetensors")
+base_sums = functools.cache(models.base_sums)  # asked once for every system, and 18 GB take a while to read
 
 
 @dataclass(frozen=True)
@@ -100,17 +100,6 @@ def base_notes(base: str, recorded: dict) -> tuple[str, ...]:
         return ()
     return (f"the base {base} is not the one this run was trained on ({', '.join(different)} differ from what run.json recorded): "
             "an adapter fits its own base only, so expect poor answers",)
-
-
-@functools.cache
-def base_sums(base: str) -> dict[str, str]:
-    """sha256 of a base's config and weights (or their index) when it is a folder; empty for a Hub id."""
-    folder, sums = Path(models.base_source(base)), {}
-    for name in BASE_FILES:
-        if (folder / name).is_file():
-            with open(folder / name, "rb") as file:
-                sums[name] = hashlib.file_digest(file, "sha256").hexdigest()
-    return sums
 
 
 def limits(base: str, shipped_rows: bool) -> str:

@@ -51,6 +51,16 @@ def base_source(name_or_folder: str | Path) -> str:
                      "nor a Hub id owner/name")
 
 
+def base_sums(base: str) -> dict[str, str]:
+    """sha256 of a base's config and weights (or their index) when it is a folder; empty for a Hub id."""
+    folder, sums = Path(base_source(base)), {}
+    for name in ("config.json", "model.safetensors.index.json", "model.safetensors"):
+        if (folder / name).is_file():
+            with open(folder / name, "rb") as file:
+                sums[name] = hashlib.file_digest(file, "sha256").hexdigest()
+    return sums
+
+
 def _loading(source: str, load):
     """Run `load()`; turn the many ways a base cannot be had into one message that says what to do."""
     try:
@@ -97,7 +107,6 @@ def load_base(name_or_folder, quantization: str = "nf4", dtype=None, device=None
     dtype: torch dtype or name of the compute and of the unquantised weights; None chooses by device. device: None, "cpu", "cuda"…
     Errors: ValueError for an unknown base or quantization, OSError for weights that are missing or damaged.
     """
-    import torch
     from transformers import AutoConfig, AutoModelForCausalLM, BitsAndBytesConfig
     from transformers.utils import logging
 

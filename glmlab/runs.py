@@ -67,13 +67,7 @@ def base_name(base: str) -> str:
 
 def base_facts(base: str, model) -> dict:
     """Name, Hub revision (None for a folder) and, of a folder, the sha256 of its config and of its weights or their index."""
-    folder = Path(models.base_source(base))
-    facts = {"name": base_name(base), "revision": getattr(model.config, "_commit_hash", None), "files": {}}
-    for name in ("config.json", "model.safetensors.index.json", "model.safetensors"):
-        if (folder / name).is_file():
-            with open(folder / name, "rb") as file:
-                facts["files"][name] = hashlib.file_digest(file, "sha256").hexdigest()
-    return facts
+    return {"name": base_name(base), "revision": getattr(model.config, "_commit_hash", None), "files": models.base_sums(base)}
 
 
 def _fingerprint(samples: list[chat.Sample]) -> str:
