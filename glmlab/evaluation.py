@@ -165,7 +165,7 @@ def generate_rows(model, tokenizer, calls: list, max_length: int = 1536, max_new
 
     responses = generation.generate(model, tokenizer, [prompt.ids for prompt in prompts], max_new_tokens, batch_size, progress, shorter)
     predicted = [None if text is None else intent.parse(text) for text in responses]
-    errors |= {place: "no label in the answer" for place, label in enumerate(predicted) if label is None and place not in errors}
+    errors |= {place: intent.NO_LABEL for place, label in enumerate(predicted) if label is None and place not in errors}
     return Predictions([call.label for call in calls], predicted, None, responses, [prompt.turns_dropped for prompt in prompts],
                        time.perf_counter() - started, errors)
 

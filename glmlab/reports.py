@@ -89,7 +89,7 @@ def failed_rows(predictions, calls: list) -> list[dict]:
     for place, (call, label) in enumerate(zip(calls, predictions.predicted, strict=True)):
         if label is None:
             rows.append({
-                "index": call.row, "error": predictions.errors.get(place, "no label in the answer"),
+                "index": call.row, "error": predictions.errors.get(place, intent.NO_LABEL),
                 "predicted_response": predictions.responses[place] if predictions.responses else None, "predicted_intent": None,
                 "ground_truth": call.label,
                 "sample": {"sentence_sep": call.text, "label_raw": NAMES[call.label], "c_numerical": call.label},

@@ -138,7 +138,7 @@ def test_generate_rows_parses_what_was_written(intent_tokenizer, model, monkeypa
     monkeypatch.setattr(generation, "generate", fake)
     found = evaluation.generate_rows(model, intent_tokenizer, CALLS, 2048, 20, batch_size=3)
     assert found.predicted == [6, None, 1, None] and found.responses == texts and found.probabilities is None
-    assert found.errors[1] == "no label in the answer" and "out of memory" in found.errors[3] and set(found.errors) == {1, 3}
+    assert found.errors[1] == intent.NO_LABEL and "out of memory" in found.errors[3] and set(found.errors) == {1, 3}
     assert asked == {"prompts": [chat.prompt_ids(intent_tokenizer, intent.messages(call.text)) for call in CALLS],
                      "max_new_tokens": 20, "batch_size": 3}
     assert found.confidence() == [None] * 4 and found.ranked() == [[]] * 4

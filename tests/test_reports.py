@@ -21,7 +21,7 @@ RESPONSES = ["意图：6：咨询（含查询）账户信息", "意图：1", "�
 
 def _generated():
     return evaluation.Predictions([call.label for call in CALLS], list(PREDICTED), None, list(RESPONSES), [0, 0, 0, 2, 0, 0, 0, 0], 4.0,
-                                  {3: "no label in the answer", 7: "out of memory even with the call cut to 20 tokens"})
+                                  {3: intent.NO_LABEL, 7: "out of memory even with the call cut to 20 tokens"})
 
 
 def _scored():
@@ -81,7 +81,7 @@ def test_the_report_per_class_is_scikit_learns(written):
 def test_failed_predictions(written):
     found = written[3]["failed_predictions"]
     assert [set(entry) for entry in found] == [{"index", "error", "predicted_response", "predicted_intent", "ground_truth", "sample"}] * 2
-    assert found[0] == {"index": 6, "error": "no label in the answer", "predicted_response": "我不知道", "predicted_intent": None,
+    assert found[0] == {"index": 6, "error": intent.NO_LABEL, "predicted_response": "我不知道", "predicted_intent": None,
                         "ground_truth": 1, "sample": {"sentence_sep": CALLS[3].text, "label_raw": "办理取消", "c_numerical": 1}}
     assert found[1]["index"] == 10 and found[1]["error"].startswith("out of memory") and found[1]["predicted_response"] is None
 

@@ -77,6 +77,10 @@ _LONGEST_FIRST = sorted(((words, label) for label, names in enumerate(WORDINGS) 
 _NAME = r"([^\s,.;。、]+)"
 
 
+#: Why an answer that `parse` gives None for does not count.
+NO_LABEL = "no label in the answer, or a number and a name that disagree"
+
+
 def parse(text: str) -> int | None:
     """The label an answer gives, None if it gives none. The first rule that finds something decides.
 
