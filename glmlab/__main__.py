@@ -26,7 +26,7 @@ def main(arguments=None) -> int:
     docs.add_argument("--outputs", action="store_true", help="execute the notebooks first and refresh the outputs that they keep")
     docs.set_defaults(run=_docs)
     tiny = commands.add_parser("tiny", help="make a tiny base from scratch: corpus, tokenizer, model, model card")
-    tiny.add_argument("name", choices=["glm4-tiny"], help="which base")
+    tiny.add_argument("name", choices=["glm4-tiny", "chatglm3-tiny", "chatglm-tiny"], help="which base")
     tiny.add_argument("--out", help="folder to write; default data/models/NAME")
     tiny.add_argument("--steps", type=int, default=0, help="steps of training; default: the recipe's")
     tiny.add_argument("--minutes", type=float, default=0, help="stop after so many minutes, to measure the speed of a machine")

@@ -15,24 +15,29 @@ IGNORED = -100  # label of a position without loss, as everywhere in PyTorch
 @dataclass(frozen=True)
 class ChatFormat:
     """How one GLM generation writes a conversation."""
-    name: str
+    name: str                 # also what `init_kwargs["chat_format"]` of the tokenizers this course makes says
     markers: tuple[str, ...]  # the special tokens a tokenizer of this generation has
     start: tuple[str, ...]    # the special tokens every sequence begins with
     stops: tuple[str, ...]    # any of them ends an answer
     prompt: Callable          # (tokenizer, messages, tools) -> ids, ready for the answer
     answer: Callable          # (tokenizer, text) -> ids of the answer as the model emits it, closing id included
+    turns: bool = True        # markers part the turns, so that every answer of a conversation can be learnt at once
 
 
 @dataclass(frozen=True)
 class Sample:
-    """One encoded conversation: loss on `ids[labels_from:]` only (empty for a prompt without its answer)."""
+    """One encoded conversation: loss on `ids[labels_from:]` only (empty for a prompt without its answer), and not in the gaps."""
     ids: list[int]
     labels_from: int
+    gaps: tuple[tuple[int, int], ...] = ()  # [start, stop) of what stands between two answers that are both learnt
 
     @property
     def labels(self) -> list[int]:
-        """One label a position: the id itself in the answer, -100 before it."""
-        return [IGNORED] * self.labels_from + self.ids[self.labels_from:]
+        """One label a position: the id itself in an answer, -100 elsewhere."""
+        labels = [IGNORED] * self.labels_from + self.ids[self.labels_from:]
+        for start, stop in self.gaps:
+            labels[start:stop] = [IGNORED] * (stop - start)
+        return labels
 
 
 # --- GLM-4-0414 --------------------------------------------------------------------------------------------------
@@ -79,14 +84,88 @@ def _tools_block(tools: list[dict]) -> str:
     return text
 
 
+# --- ChatGLM3: role ids, every part encoded by itself --------------------------------------------------------------
+
+def _chatglm3_prompt(tokenizer, messages: list[dict], tools: list[dict] | None) -> list[int]:
+    if tools:
+        system = messages[0]["content"] if messages and messages[0]["role"] == "system" else ""
+        rest = messages[1:] if messages and messages[0]["role"] == "system" else messages
+        schema = json.dumps(tools, indent=4, ensure_ascii=False)
+        messages = [{"role": "system", "content": f"{system}\n{schema}"}, *rest]
+    ids = start_ids(tokenizer)
+    for message in messages:
+        ids += _markers(tokenizer, f"<|{message['role']}|>") + text_ids(tokenizer, message.get("metadata", "") + "\n")
+        ids += text_ids(tokenizer, message["content"])
+    return ids + _markers(tokenizer, "<|assistant|>")
+
+
+def _chatglm3_answer(tokenizer, text: str) -> list[int]:
+    return text_ids(tokenizer, "\n") + text_ids(tokenizer, text) + _markers(tokenizer, "</s>")
+
+
+# --- ChatGLM2 and ChatGLM-6B: rounds of plain text -----------------------------------------------------------------
+
+def _rounds(name: str, messages: list[dict], tools: list[dict] | None) -> tuple[str, list[tuple[str, str]], str]:
+    """(system text, [(question, answer)] so far, the question to answer). Errors: ValueError for what these generations lack."""
+    if tools or any(message["role"] == "observation" for message in messages):
+        raise ValueError(f"{name} knows no tools: leave out tools and messages with role observation")
+    system = "\n".join(message["content"] for message in messages if message["role"] == "system")
+    turns = [message for message in messages if message["role"] != "system"]
+    for number, message in enumerate(turns):
+        if message["role"] != ("user", "assistant")[number % 2]:
+            raise ValueError(f"{name} writes rounds of one question and one answer: turn {number} is from {message['role']}, not from "
+                             f"{('user', 'assistant')[number % 2]}")
+    if len(turns) % 2 == 0:
+        raise ValueError(f"{name} answers a question: the last message must come from the user")
+    texts = [message["content"] for message in turns]
+    return system, list(zip(texts[::2], texts[1::2])), texts[-1]
+
+
+def _chatglm2_prompt(tokenizer, messages: list[dict], tools: list[dict] | None) -> list[int]:
+    # ChatGLM2 was trained without system prompts; ours stands in front of the first round, so that samples share it.
+    system, history, query = _rounds("ChatGLM2", messages, tools)
+    text = system + "\n\n" if system else ""
+    for number, (question, answer) in enumerate(history, 1):
+        text += f"[Round {number}]\n\n问：{question}\n\n答：{answer}\n\n"
+    text += f"[Round {len(history) + 1}]\n\n问：{query}\n\n答："
+    return start_ids(tokenizer) + text_ids(tokenizer, text)
+
+
+def _chatglm2_answer(tokenizer, text: str) -> list[int]:
+    return text_ids(tokenizer, text) + _markers(tokenizer, "</s>")
+
+
+def _chatglm_prompt(tokenizer, messages: list[dict], tools: list[dict] | None) -> list[int]:
+    # ChatGLM-6B has no system prompts either; ours stands in front. The prompt ends with the two markers: all of it is read both ways.
+    system, history, query = _rounds("ChatGLM-6B", messages, tools)
+    text = system + "\n" if system else ""
+    for number, (question, answer) in enumerate(history):
+        text += f"[Round {number}]\n问：{question}\n答：{answer}\n"
+    text += f"[Round {len(history)}]\n问：{query}\n答：" if history else query
+    return text_ids(tokenizer, text) + start_ids(tokenizer)
+
+
+def _chatglm_answer(tokenizer, text: str) -> list[int]:
+    return text_ids(tokenizer, text) + _markers(tokenizer, "<eop>")
+
+
+# --- which one -----------------------------------------------------------------------------------------------------
+
 FORMATS = (
     ChatFormat("glm4", ("[gMASK]", "<sop>", "<|system|>", "<|user|>", "<|assistant|>", "<|observation|>", "<|endoftext|>"),
                ("[gMASK]", "<sop>"), ("<|endoftext|>", "<|user|>", "<|observation|>"), _glm4_prompt, _glm4_answer),
+    ChatFormat("chatglm3", ("[gMASK]", "sop", "<|system|>", "<|user|>", "<|assistant|>", "<|observation|>"),
+               ("[gMASK]", "sop"), ("</s>", "<|user|>", "<|observation|>"), _chatglm3_prompt, _chatglm3_answer),
+    ChatFormat("chatglm2", ("[gMASK]", "sop", "eop"), ("[gMASK]", "sop"), ("</s>",), _chatglm2_prompt, _chatglm2_answer, turns=False),
+    ChatFormat("chatglm", ("[gMASK]", "<sop>", "<eop>"), ("[gMASK]", "<sop>"), ("<eop>",), _chatglm_prompt, _chatglm_answer, turns=False),
 )
 
 
 def format_of(tokenizer) -> ChatFormat:
-    """The chat format of a tokenizer, chosen by the special tokens it has. Errors: ValueError if it has none we know."""
+    """The chat format of a tokenizer: the one it names, or chosen by its special tokens. Errors: ValueError if none is known."""
+    named = getattr(tokenizer, "init_kwargs", {}).get("chat_format")
+    if named in (chat_format.name for chat_format in FORMATS):
+        return next(chat_format for chat_format in FORMATS if chat_format.name == named)
     special = tokenizer.get_added_vocab()
     for chat_format in FORMATS:
         if all(marker in special for marker in chat_format.markers):
@@ -109,6 +188,11 @@ def text_ids(tokenizer, text: str) -> list[int]:
 def start_ids(tokenizer) -> list[int]:
     """The ids every sequence begins with."""
     return _markers(tokenizer, *format_of(tokenizer).start)
+
+
+def end_id(tokenizer) -> int:
+    """The id that ends a text which is no conversation."""
+    return _markers(tokenizer, format_of(tokenizer).stops[0])[0]
 
 
 def stop_ids(tokenizer) -> set[int]:
@@ -135,12 +219,25 @@ def answer_ids(tokenizer, text: str) -> list[int]:
     return format_of(tokenizer).answer(tokenizer, text)
 
 
-def encode_sample(tokenizer, messages: list[dict]) -> Sample:
-    """A training sample: prompt and answer, where messages[-1] is the assistant's answer. Errors: ValueError if it is not."""
+def encode_sample(tokenizer, messages: list[dict], every_answer: bool = False) -> Sample:
+    """A training sample: prompt and answer, where messages[-1] is the assistant's answer.
+
+    every_answer: the assistant's earlier answers are learnt too, each with the marker of the turn that follows it (which is how the
+    model stops in the middle of a conversation). ChatGLM2 and ChatGLM-6B write history as plain text: there, make one sample an answer.
+    Errors: ValueError if the last message is no answer, or for every_answer with a generation that has no markers between turns.
+    """
     if not messages or messages[-1].get("role") != "assistant":
         raise ValueError("a training sample must end with an assistant message: the answer to learn")
     prompt = prompt_ids(tokenizer, messages[:-1])
-    return Sample(prompt + answer_ids(tokenizer, messages[-1]["content"]), len(prompt))
+    ids = prompt + answer_ids(tokenizer, messages[-1]["content"])
+    if not every_answer:
+        return Sample(ids, len(prompt))
+    if not format_of(tokenizer).turns:
+        raise ValueError(f"{format_of(tokenizer).name} writes earlier answers as plain text; make one sample an answer instead")
+    # what stands before an answer ends with the assistant's marker, what stands after it begins with the next turn's, which is learnt too
+    starts = [len(prompt_ids(tokenizer, messages[:place])) for place, message in enumerate(messages) if message["role"] == "assistant"]
+    stops = [len(prompt_ids(tokenizer, messages[:place + 1])) for place, message in enumerate(messages[:-1]) if message["role"] == "assistant"]
+    return Sample(ids, starts[0], tuple(zip(stops, starts[1:])))
 
 
 def encode(tokenizer, messages: list[dict]) -> Sample:
@@ -180,11 +277,19 @@ def fit(tokenizer, make_messages: Callable[[str], list[dict]], text: str, max_le
 
 # --- what samples share, and how one looks -----------------------------------------------------------------------
 
-def shared_prefix(samples: list) -> int:
+def two_way(tokenizer) -> tuple[int, int] | None:
+    """The ids of [gMASK] and <sop> for ChatGLM-6B, which reads all before <sop> both ways; None for the causal generations."""
+    return tuple(start_ids(tokenizer)) if format_of(tokenizer).name == "chatglm" else None
+
+
+def shared_prefix(samples: list, tokenizer=None) -> int:
     """How many first tokens all samples (or lists of prompt ids) have in common, before the last token of any prompt.
 
-    That last token stays out because its output predicts the first label, which belongs to one sample.
+    That last token stays out because its output predicts the first label, which belongs to one sample. Given a tokenizer of
+    ChatGLM-6B: 0, for there the first tokens have seen the rest of their prompt, and no two samples share a state.
     """
+    if tokenizer is not None and two_way(tokenizer):
+        return 0
     rows = [s.ids[: s.labels_from] if isinstance(s, Sample) else s for s in samples]
     if not rows:
         return 0

@@ -114,7 +114,7 @@ def label_probabilities(model, tokenizer, prompts: list[Prompt], batch_size: int
     """
     from glmlab import scoring
     ids = [prompt.ids for prompt in prompts]
-    prefix = chat.shared_prefix(ids)
+    prefix = chat.shared_prefix(ids, tokenizer)
     return scoring.score(model, tokenizer, ids, intent.ANSWERS, prefix, _pass_tokens(model, tokenizer, ids, prefix, batch_size), progress)
 
 

@@ -23,7 +23,7 @@ def generate(model, tokenizer, prompts: list[list[int]], max_new_tokens: int = 3
     model.eval()
     try:
         with torch.inference_mode():
-            prefix = _prefix(model, prompts)
+            prefix = _prefix(model, tokenizer, prompts)
             while start < len(order):
                 chosen = order[start : start + size]
                 texts = _batch_or_none(model, tokenizer, prefix, [prompts[place] for place in chosen], max_new_tokens,
@@ -46,10 +46,10 @@ def generate(model, tokenizer, prompts: list[list[int]], max_new_tokens: int = 3
     return answers
 
 
-def _prefix(model, prompts: list[list[int]]) -> tuple[list[int], object]:
+def _prefix(model, tokenizer, prompts: list[list[int]]) -> tuple[list[int], object]:
     """The ids all prompts share and their cache, computed once: `(ids, cache)`; `([], None)` when sharing brings nothing."""
     import torch
-    shared = chat.shared_prefix(prompts) if len(prompts) > 1 else 0
+    shared = chat.shared_prefix(prompts, tokenizer) if len(prompts) > 1 else 0
     if not shared:
         return [], None
     ids = prompts[0][:shared]

@@ -21,6 +21,7 @@ class Base:
     nf4_gib: float     # weights in NF4 with double quantisation, the rest in 16 bit
     bf16_gib: float
     licence: str       # of the weights
+    revision: str = ""  # commit of the Hub repository, where one is known; "" takes the newest
 
 
 CATALOGUE = {base.name: base for base in (
@@ -28,7 +29,7 @@ CATALOGUE = {base.name: base for base in (
     Base("glm-4-9b-0414", "zai-org/GLM-4-9B-0414", 9.4, 6.2, 17.5, "MIT"),
     Base("glm-4-32b-0414", "zai-org/GLM-4-32B-0414", 32.6, 18.2, 60.7, "MIT"),
 )}
-GLM_TYPES = ("glm", "glm4")
+GLM_TYPES = ("chatglm", "glm", "glm4")
 CHECKPOINT_FILE = "glmlab.json"
 
 
@@ -93,39 +94,76 @@ def guard_cpu_kernels(model) -> int:
     return len(layers)
 
 
-def load_tokenizer(name_or_folder):
-    """The tokenizer of a base, without its weights."""
+def _revision(name_or_folder) -> dict:
+    """The pinned revision of a catalogue entry, as an option of whatever fetches from the Hub."""
+    entry = CATALOGUE.get(str(name_or_folder))
+    return {"revision": entry.revision} if entry and entry.revision else {}
+
+
+def _original_tokenizer(source: str, chat_format: str | None, hub: dict):
+    """The tokenizer of a folder or Hub id in the original layout, None where it has no vocabulary file."""
+    from transformers.utils import cached_file
+
+    from glmlab.chatglm import vocab
+    names = ("config.json", "tokenizer_config.json", "ice_text.model", "tokenizer.model")
+    found = [cached_file(source, name, _raise_exceptions_for_missing_entries=False, **hub) for name in names]
+    return vocab.load_tokenizer(Path(found[0]).parent, chat_format)
+
+
+def load_tokenizer(name_or_folder, chat_format: str | None = None):
+    """The tokenizer of a base, without its weights; None for an original ChatGLM folder without a vocabulary file.
+
+    chat_format: chatglm, chatglm2, chatglm3 or glm4, for an original folder that does not say which it is (ChatGLM2 and 3 share a
+    vocabulary file). Errors: as `load_base`.
+    """
     from transformers import AutoTokenizer
-    source = base_source(name_or_folder)
-    return _loading(source, lambda: AutoTokenizer.from_pretrained(source, trust_remote_code=False, padding_side="left"))
+
+    from glmlab.chatglm import glm
+    source, hub = base_source(name_or_folder), _revision(name_or_folder)
+    raw = _loading(source, lambda: glm.read_config(source, **hub))
+    if raw.get("model_type") == "chatglm" and not (Path(source) / "tokenizer.json").is_file():
+        return _loading(source, lambda: _original_tokenizer(source, chat_format, hub))
+    return _loading(source, lambda: AutoTokenizer.from_pretrained(source, trust_remote_code=False, padding_side="left", **hub))
 
 
-def load_base(name_or_folder, quantization: str = "nf4", dtype=None, device=None):
+def load_base(name_or_folder, quantization: str = "nf4", dtype=None, device=None, chat_format: str | None = None):
     """Load a base and its tokenizer: `(model, tokenizer)`, model in eval mode.
 
-    name_or_folder: catalogue name, local folder or Hub id. quantization: "nf4" (with double quantisation) or "none".
-    dtype: torch dtype or name of the compute and of the unquantised weights; None chooses by device. device: None, "cpu", "cuda"…
-    Errors: ValueError for an unknown base or quantization, OSError for weights that are missing or damaged.
+    name_or_folder: catalogue name, local folder or Hub id. The original layouts of ChatGLM-6B, ChatGLM2, ChatGLM3 and GLM-4-9B-Chat are
+    converted while they are read, also into 4 bit; the code that lies beside them is never run. quantization: "nf4" (with double
+    quantisation) or "none". dtype: torch dtype or name of the compute and of the unquantised weights; None chooses by device.
+    device: None, "cpu", "cuda"… chat_format: see `load_tokenizer`.
+    Errors: ValueError for an unknown base or quantization, for a config that has no counterpart here, and for a tokenizer and weights
+    that do not belong together; OSError for files that are missing or damaged.
     """
-    from transformers import AutoConfig, AutoModelForCausalLM, BitsAndBytesConfig
+    from transformers import AutoModelForCausalLM, BitsAndBytesConfig
     from transformers.utils import logging
 
     from glmlab import device as devices
+    from glmlab.chatglm import glm, vocab
     if quantization not in ("nf4", "none"):
         raise ValueError(f"quantization {quantization!r}: choose nf4 or none")
     source = base_source(name_or_folder)
     logging.disable_progress_bar()  # a bar over tensors says nothing and fills reports
     device, _ = devices.pick_device(device or "auto")
     dtype, _ = devices.pick_dtype(device, dtype or "auto")
-    config = _loading(source, lambda: AutoConfig.from_pretrained(source, trust_remote_code=False))
-    if config.model_type not in GLM_TYPES:
-        raise ValueError(f"{name_or_folder} is a {config.model_type!r} model; this course loads {', '.join(GLM_TYPES)}")
-    options = {"dtype": dtype, "trust_remote_code": False, "device_map": {"": str(device)}}
+    hub = _revision(name_or_folder)
+    raw = _loading(source, lambda: glm.read_config(source, **hub))
+    if raw.get("model_type") not in GLM_TYPES:
+        raise ValueError(f"{name_or_folder} is a {raw.get('model_type')!r} model; this course loads {', '.join(GLM_TYPES)}")
+    options = {"dtype": dtype, "device_map": {"": str(device)}, **hub}
     if quantization == "nf4":
         options["quantization_config"] = BitsAndBytesConfig(
             load_in_4bit=True, bnb_4bit_quant_type="nf4", bnb_4bit_use_double_quant=True, bnb_4bit_compute_dtype=dtype)
-    model = _loading(source, lambda: AutoModelForCausalLM.from_pretrained(source, **options))
-    tokenizer = load_tokenizer(name_or_folder)
+    if glm.is_original(raw):
+        model = _loading(source, lambda: glm.load(source, **options))
+    else:
+        if raw["model_type"] == "chatglm":
+            from glmlab.chatglm import v1  # noqa: F401  makes the class known
+        model = _loading(source, lambda: AutoModelForCausalLM.from_pretrained(source, trust_remote_code=False, **options))
+    tokenizer = load_tokenizer(name_or_folder, chat_format)
+    if tokenizer is not None:
+        vocab.check_ids(tokenizer, model.config)
     if quantization == "nf4":
         guard_cpu_kernels(model)
     return model.eval(), tokenizer

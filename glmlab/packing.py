@@ -4,6 +4,9 @@ A pack is a token tree. Its segments have a parent; a token sees the tokens up t
 its ancestors; positions continue from the parent. Training packs (prefix -> samples) and label tries (sample -> nodes of the
 trie) are both such trees, so what is computed is exactly what the unpacked sequences compute, and gradients of every sample
 flow into the shared tokens. LoRA dropout is the one difference: for shared tokens it is drawn once a pack, not once a sample.
+
+ChatGLM-6B reads its prompt both ways and counts positions in two rows: there a segment without parent is a whole prompt, with what
+follows it, nothing is shared, and the tree says which tokens are seen by the tokens before them too.
 Prior art: arXiv 2410.20305, 2506.05433, 2511.00413.
 """
 
@@ -15,25 +18,50 @@ from glmlab.chat import IGNORED, Sample
 class Tree:
     """A token tree under construction."""
 
-    def __init__(self, start: int = 0):
-        """start: position of the first token of a segment without parent (the length of a cache that comes before)."""
-        self.start = start
+    def __init__(self, start: int = 0, two_way: tuple[int, int] | None = None):
+        """start: position of the first token of a segment without parent (the length of a cache that comes before).
+        two_way: the ids that end a prompt which is read both ways, as `chat.two_way` gives them; None for the other generations."""
+        self.start, self.two_way = start, two_way
         self.ids: list[int] = []
         self.positions: list[int] = []
+        self.blocks: list[int] = []    # the second row of positions, two_way only
+        self.open: list[bool] = []     # one a token: seen by all of its segment, two_way only
         self.segments: list[int] = []  # one a token
         self.parents: list[int] = []   # one a segment, -1 for none
-        self.ends: list[int] = []      # one a segment: the position after its last token
+        self.ends: list[tuple[int, int]] = []  # one a segment: position (and block position) after its last token
 
     def add(self, ids: list[int], parent: int = -1) -> int:
         """Append a segment behind `parent`; returns its number. Its tokens are the next len(ids) of the sequence."""
-        first = self.ends[parent] if parent >= 0 else self.start
         number = len(self.parents)
+        if self.two_way:
+            self._add_two_way(ids, parent)
+        else:
+            first = self.ends[parent][0] if parent >= 0 else self.start
+            self.positions += range(first, first + len(ids))
+            self.ends.append((first + len(ids), 0))
         self.ids += ids
-        self.positions += range(first, first + len(ids))
         self.segments += [number] * len(ids)
         self.parents.append(parent)
-        self.ends.append(first + len(ids))
         return number
+
+    def _add_two_way(self, ids: list[int], parent: int) -> None:
+        prompt = 0
+        if parent >= 0:
+            mask, block = self.ends[parent]
+        else:
+            marker, start = self.two_way
+            if start not in ids or marker not in ids[: ids.index(start)]:
+                raise ValueError("a sequence of ChatGLM-6B needs [gMASK] and <sop> at the end of its prompt")
+            prompt, mask, block = ids.index(start), ids.index(marker), 1
+        own = len(ids) - prompt
+        self.positions += [*range(prompt), *[mask] * own]
+        self.blocks += [*[0] * prompt, *range(block, block + own)]
+        self.open += [*[True] * prompt, *[False] * own]
+        self.ends.append((mask, block + own))
+
+    def position_ids(self) -> torch.Tensor:
+        """int (1, tokens), or (1, 2, tokens) with two rows of positions."""
+        return torch.tensor([[self.positions, self.blocks]] if self.two_way else [self.positions])
 
     def family(self) -> torch.Tensor:
         """Which segment sees which: bool (segments, segments), a row sees the columns of its ancestors and itself."""
@@ -45,16 +73,21 @@ class Tree:
 
     def mask(self, device="cpu") -> torch.Tensor:
         """Who sees whom: bool (tokens, start + tokens); the `start` tokens of a cache are seen by all."""
-        seen = token_mask(self.family().to(device), torch.tensor(self.segments, device=device))
+        opened = torch.tensor(self.open, device=device) if self.two_way else None
+        seen = token_mask(self.family().to(device), torch.tensor(self.segments, device=device), opened)
         return torch.nn.functional.pad(seen, (self.start, 0), value=True)
 
 
-def token_mask(family: torch.Tensor, segments: torch.Tensor) -> torch.Tensor:
+def token_mask(family: torch.Tensor, segments: torch.Tensor, opened: torch.Tensor | None = None) -> torch.Tensor:
     """Who sees whom in a tree: bool (tokens, tokens), on the device of its arguments, because it is large and they are small.
 
     family: bool (segments, segments) as `Tree.family` gives it. segments: the segment of each token, (tokens,).
+    opened: bool (tokens,), the tokens of a prompt that is read both ways; None if there are none.
     """
-    return family[segments][:, segments].tril_()
+    related = family[segments][:, segments]
+    if opened is None:
+        return related.tril_()
+    return related & (torch.ones_like(related).tril_() | opened)
 
 
 def attention_mask(seen: torch.Tensor, model) -> torch.Tensor:
@@ -70,15 +103,20 @@ def attention_mask(seen: torch.Tensor, model) -> torch.Tensor:
 
 # --- training batches --------------------------------------------------------------------------------------------
 
-def pack(samples: list[Sample], prefix_len: int = 0, per_sample: bool = False) -> dict[str, torch.Tensor]:
+def pack(samples: list[Sample], prefix_len: int = 0, per_sample: bool = False,
+         two_way: tuple[int, int] | None = None) -> dict[str, torch.Tensor]:
     """Lay samples out as one sequence of T tokens: their first `prefix_len` tokens once, then each sample's own tokens.
 
-    prefix_len 0 is plain block-diagonal packing. Returns input_ids (1, T), position_ids (1, T), segments (T,) and family
-    (segments, segments) for `token_mask`, lengths (1 + n,): tokens of the prefix and of each sample's own, keep bool (1, T): the positions whose output predicts a label, and in their order labels (n,), sample (n,)
-    and weights (n,): 1 a labelled token, or with per_sample 1 a sample, spread over its labelled tokens.
+    prefix_len 0 is plain block-diagonal packing. two_way: as `chat.two_way` gives it, with prefix_len 0 only.
+    Returns input_ids (1, T), position_ids (1, T) or (1, 2, T), segments (T,) and family (segments, segments) for `token_mask`, with
+    two_way opened (T,) too, lengths (1 + n,): tokens of the prefix and of each sample's own, keep bool (1, T): the positions whose
+    output predicts a label, and in their order labels (n,), sample (n,) and weights (n,): 1 a labelled token, or with per_sample 1 a
+    sample, spread over its labelled tokens.
     Errors: ValueError if the samples do not share that prefix, or one has no token of its own before its labels.
     """
-    tree = Tree()
+    if two_way and prefix_len:
+        raise ValueError("prompts that are read both ways share nothing; take prefix_len from chat.shared_prefix(samples, tokenizer)")
+    tree = Tree(two_way=two_way)
     prefix = samples[0].ids[:prefix_len]
     root = tree.add(prefix) if prefix_len else -1
     keep, targets = [], []
@@ -87,17 +125,21 @@ def pack(samples: list[Sample], prefix_len: int = 0, per_sample: bool = False) -
             raise ValueError(f"sample {number} of the pack does not share a prefix of {prefix_len} tokens that ends before its answer's "
                              "marker; take prefix_len from chat.shared_prefix(samples)")
         shift = len(tree.ids) - prefix_len  # index in the sequence - index in the sample
-        keep += range(shift + sample.labels_from - 1, shift + len(sample.ids) - 1)
-        targets.append(sample.ids[sample.labels_from:])
+        places, answer = _answer(sample)
+        keep += [shift + place for place in places]
+        targets.append(answer)
         tree.add(sample.ids[prefix_len:], root)
     kept = torch.zeros(1, len(tree.ids), dtype=torch.bool)
     kept[0, keep] = True
-    return {"input_ids": torch.tensor([tree.ids]), "position_ids": torch.tensor([tree.positions]), "segments": torch.tensor(tree.segments),
-            "family": tree.family(), "lengths": torch.tensor([prefix_len, *(len(sample.ids) - prefix_len for sample in samples)]), "keep": kept, **_labels(targets, per_sample)}
+    lengths = [prefix_len, *(len(sample.ids) - prefix_len for sample in samples)]
+    return {"input_ids": torch.tensor([tree.ids]), "position_ids": tree.position_ids(), "segments": torch.tensor(tree.segments),
+            "family": tree.family(), **({"opened": torch.tensor(tree.open)} if two_way else {}), "lengths": torch.tensor(lengths),
+            "keep": kept, **_labels(targets, per_sample)}
 
 
-def pad(samples: list[Sample], pad_id: int, per_sample: bool = False) -> dict[str, torch.Tensor]:
-    """The plain batch, without sharing: one row a sample, padded on the right; the same fields, but attention_mask (batch, T) instead of a tree.
+def pad(samples: list[Sample], pad_id: int, per_sample: bool = False, two_way: tuple[int, int] | None = None) -> dict[str, torch.Tensor]:
+    """The plain batch, without sharing: one row a sample, padded on the right; the same fields, but attention_mask (batch, T) instead
+    of a tree. With two_way there are no position_ids: ChatGLM-6B finds its two rows of positions in the ids.
 
     `keep` (batch, T) selects row by row, which is the order of labels, sample and weights here too.
     """
@@ -108,10 +150,17 @@ def pad(samples: list[Sample], pad_id: int, per_sample: bool = False) -> dict[st
     for row, sample in enumerate(samples):
         ids[row, : len(sample.ids)] = torch.tensor(sample.ids)
         seen[row, : len(sample.ids)] = 1
-        kept[row, sample.labels_from - 1 : len(sample.ids) - 1] = True
-    targets = [sample.ids[sample.labels_from:] for sample in samples]
-    positions = torch.arange(width).expand(len(samples), width)
-    return {"input_ids": ids, "position_ids": positions, "attention_mask": seen, "keep": kept, **_labels(targets, per_sample)}
+        kept[row, _answer(sample)[0]] = True
+    targets = [_answer(sample)[1] for sample in samples]
+    positions = {} if two_way else {"position_ids": torch.arange(width).expand(len(samples), width)}
+    return {"input_ids": ids, **positions, "attention_mask": seen, "keep": kept, **_labels(targets, per_sample)}
+
+
+def _answer(sample: Sample) -> tuple[list[int], list[int]]:
+    """The positions of a sample whose outputs predict a label, and those labels."""
+    labels = sample.labels
+    places = [place for place in range(sample.labels_from - 1, len(labels) - 1) if labels[place + 1] != IGNORED]
+    return places, [labels[place + 1] for place in places]
 
 
 def _labels(targets: list[list[int]], per_sample: bool) -> dict[str, torch.Tensor]:
@@ -124,11 +173,11 @@ def _labels(targets: list[list[int]], per_sample: bool) -> dict[str, torch.Tenso
 def label_logits(model, batch: dict[str, torch.Tensor]) -> torch.Tensor:
     """Run the model on a batch of `pack` or `pad`: logits (n, vocabulary) of the labelled positions, lm_head at those only."""
     options, mask = {}, batch.get("attention_mask")
-    if mask is None and batch["input_ids"].device.type == "cpu" and use_piecewise(model):
+    if mask is None and batch["input_ids"].device.type == "cpu" and "opened" not in batch and use_piecewise(model):
         options["pack_lengths"] = batch["lengths"].tolist()
     elif mask is None:
-        mask = attention_mask(token_mask(batch["family"], batch["segments"]), model)
-    return model(input_ids=batch["input_ids"], position_ids=batch["position_ids"], attention_mask=mask,
+        mask = attention_mask(token_mask(batch["family"], batch["segments"], batch.get("opened")), model)
+    return model(input_ids=batch["input_ids"], position_ids=batch.get("position_ids"), attention_mask=mask,
                  logits_to_keep=batch["keep"], use_cache=False, **options).logits
 
 

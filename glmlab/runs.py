@@ -13,6 +13,7 @@ import sys
 import zipfile
 from dataclasses import asdict
 from importlib import metadata
+from itertools import chain
 from pathlib import Path
 
 from glmlab import __version__, chat, models, paths
@@ -74,7 +75,7 @@ def _fingerprint(samples: list[chat.Sample]) -> str:
     """sha256 over the encoded samples: another prompt, tokenizer, order or selection of rows gives another one."""
     digest = hashlib.sha256()
     for sample in samples:
-        digest.update(array.array("q", [len(sample.ids), sample.labels_from, *sample.ids]).tobytes())
+        digest.update(array.array("q", [len(sample.ids), sample.labels_from, *sample.ids, *chain(*sample.gaps)]).tobytes())
     return digest.hexdigest()
 
 

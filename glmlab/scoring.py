@@ -58,7 +58,7 @@ def score(model, tokenizer, prompts: list[list[int]], answers: list[str], prefix
     """
     trie = label_trie([chat.answer_ids(tokenizer, answer) for answer in answers])
     if prefix_len is None:
-        prefix_len = chat.shared_prefix(prompts)
+        prefix_len = chat.shared_prefix(prompts, tokenizer)
     for number, prompt in enumerate(prompts):
         if prompt[:prefix_len] != prompts[0][:prefix_len] or len(prompt) <= prefix_len:
             raise ValueError(f"prompt {number} does not share a prefix of {prefix_len} tokens that ends before its last token")
@@ -69,7 +69,7 @@ def score(model, tokenizer, prompts: list[list[int]], answers: list[str], prefix
         with torch.inference_mode():
             prefix = _prefix_states(model, prompts[0][:prefix_len]) if prompts else []
             for group in _groups([len(p) - prefix_len + len(trie.fed) for p in prompts], batch_tokens):
-                rows[group] = _score_or_halve(model, prefix, prefix_len, [prompts[i][prefix_len:] for i in group], trie)
+                rows[group] = _score_or_halve(model, prefix, prefix_len, [prompts[i][prefix_len:] for i in group], trie, chat.two_way(tokenizer))
                 progress(group[-1] + 1)
     finally:
         model.train(was_training)
@@ -98,20 +98,20 @@ def _prefix_states(model, ids: list[int]) -> list[tuple[torch.Tensor, torch.Tens
     return [(layer.keys, layer.values) for layer in cache.layers]
 
 
-def _score_or_halve(model, prefix, prefix_len: int, suffixes: list[list[int]], trie: Trie) -> np.ndarray:
+def _score_or_halve(model, prefix, prefix_len: int, suffixes: list[list[int]], trie: Trie, two_way=None) -> np.ndarray:
     try:
-        return _score_pack(model, prefix, prefix_len, suffixes, trie)
+        return _score_pack(model, prefix, prefix_len, suffixes, trie, two_way)
     except (MemoryError, RuntimeError) as error:
         if len(suffixes) == 1 or not (isinstance(error, MemoryError) or "memory" in str(error).lower()):
             raise
     half = len(suffixes) // 2  # outside of the handler: the failed pass's tensors are free now
-    return np.concatenate([_score_or_halve(model, prefix, prefix_len, part, trie) for part in (suffixes[:half], suffixes[half:])])
+    return np.concatenate([_score_or_halve(model, prefix, prefix_len, part, trie, two_way) for part in (suffixes[:half], suffixes[half:])])
 
 
-def _score_pack(model, prefix, prefix_len: int, suffixes: list[list[int]], trie: Trie) -> np.ndarray:
+def _score_pack(model, prefix, prefix_len: int, suffixes: list[list[int]], trie: Trie, two_way=None) -> np.ndarray:
     """Posterior over the labels, float (suffixes, labels), for prompts without their shared prefix."""
     from transformers import DynamicCache
-    tree = Tree(start=prefix_len)
+    tree = Tree(prefix_len, two_way)
     keep = []
     for suffix in suffixes:
         segments = [tree.add(suffix)]
@@ -124,7 +124,7 @@ def _score_pack(model, prefix, prefix_len: int, suffixes: list[list[int]], trie:
     for layer, (keys, values) in enumerate(prefix):
         cache.update(keys, values, layer)
     device = model.device
-    logits = model(input_ids=torch.tensor([tree.ids], device=device), position_ids=torch.tensor([tree.positions], device=device),
+    logits = model(input_ids=torch.tensor([tree.ids], device=device), position_ids=tree.position_ids().to(device),
                    attention_mask=attention_mask(tree.mask(device), model), past_key_values=cache, use_cache=True,
                    logits_to_keep=torch.tensor(keep, device=device)).logits
     return posterior(logits.view(len(suffixes), len(trie.branchings), -1), trie)

@@ -19,12 +19,14 @@ LINES = 30  # progress lines a run, at most
 class Collator:
     """Samples -> batch: packed behind the prefix that all of them share, or padded."""
 
-    def __init__(self, samples: list[chat.Sample], share_prefix: bool, pad_id: int):
-        self.prefix = chat.shared_prefix(samples) if share_prefix else None
-        self.pad_id = pad_id
+    def __init__(self, samples: list[chat.Sample], share_prefix: bool, tokenizer):
+        self.prefix = chat.shared_prefix(samples, tokenizer) if share_prefix else None
+        self.pad_id, self.two_way = tokenizer.pad_token_id, chat.two_way(tokenizer)
 
     def __call__(self, samples: list[chat.Sample]) -> dict[str, torch.Tensor]:
-        return packing.pad(samples, self.pad_id) if self.prefix is None else packing.pack(samples, self.prefix)
+        if self.prefix is None:
+            return packing.pad(samples, self.pad_id, two_way=self.two_way)
+        return packing.pack(samples, self.prefix, two_way=self.two_way)
 
 
 class PackTrainer(Trainer):

@@ -152,8 +152,8 @@ def _trainer(settings, model, tokenizer, samples, dev, folder: Path, record: dic
     arguments = _arguments(settings, model, folder)
     trainer = PackTrainer(
         model=model, args=arguments, train_dataset=samples, eval_dataset=dev, callbacks=[*callbacks, reporter],
-        data_collator=Collator(samples, settings.share_prefix, tokenizer.pad_token_id),
-        eval_collator=Collator(dev, settings.share_prefix, tokenizer.pad_token_id))
+        data_collator=Collator(samples, settings.share_prefix, tokenizer),
+        eval_collator=Collator(dev, settings.share_prefix, tokenizer))
     trainer.remove_callback(PrinterCallback)
     reporter.trainer = trainer
     return trainer

@@ -76,11 +76,11 @@ def test_a_pack_that_does_not_fit_is_halved(tokenizer, make_model, prompts, monk
     model, real, tried = make_model(), scoring._score_pack, []
     expected = scoring.score(model, tokenizer, prompts, ANSWERS)
 
-    def small_memory(model, prefix, prefix_len, suffixes, trie):
+    def small_memory(model, prefix, prefix_len, suffixes, *rest):
         tried.append(len(suffixes))
         if len(suffixes) > 2:
             raise torch.OutOfMemoryError("CUDA out of memory")
-        return real(model, prefix, prefix_len, suffixes, trie)
+        return real(model, prefix, prefix_len, suffixes, *rest)
 
     monkeypatch.setattr(scoring, "_score_pack", small_memory)
     assert np.abs(scoring.score(model, tokenizer, prompts, ANSWERS) - expected).max() < 1e-6

@@ -101,8 +101,7 @@ def test_a_base_is_made_from_nothing(tmp_path, monkeypatch):
 
     from glmlab.tiny import pretrain
     small = replace(pretrain.Recipe(), vocab_size=700, hidden_size=64, layers=1, heads=2, kv_heads=1, row=64, batch=2, steps=3, tokenizer_documents=50)
-    monkeypatch.setattr(pretrain, "Recipe", lambda: small)
-    monkeypatch.setattr(pretrain.Recipe, "steps", 3, raising=False)
+    monkeypatch.setitem(pretrain.RECIPES, "glm4-tiny", small)
     lines = []
     folder = pretrain.make("glm4-tiny", lines.append, out=tmp_path / "glm4-tiny", compiled=False)
     assert {"config.json", "model.safetensors", "tokenizer.json", "training.json", "README.md"} <= {path.name for path in folder.iterdir()}

@@ -189,7 +189,7 @@ def test_settings_that_leave_the_result_of_a_short_run_alone_arrive(settings, sa
 def test_four_bit_gradients_after_an_evaluation(make_base, samples, tokenizer, monkeypatch, bias, dtype):
     monkeypatch.setattr("bitsandbytes.nn.modules.has_avx512bf16", lambda: True)  # without its guard it repacks the weights, on any CPU
     chosen = TrainSettings(base=make_base(attention_bias=bias), rank=4, dtype=dtype, dropout=0.0)
-    batch = trainer.Collator(samples[0], True, tokenizer.pad_token_id)(samples[0][:8])
+    batch = trainer.Collator(samples[0], True, tokenizer)(samples[0][:8])
 
     def gradients(evaluate):
         model, _ = training.prepare(chosen)
@@ -226,7 +226,7 @@ def test_qlora_learns_evaluates_and_loads(settings, run, samples, dtype):
     log = training.read_log(folder)
     assert log[-1]["eval_loss"] < 0.8 * log[0]["loss"]
     model, tokenizer = models.load_finetuned(settings().base, folder / "checkpoint-12", "nf4", dtype)
-    batch = trainer.Collator(samples[1], True, tokenizer.pad_token_id)(samples[1])
+    batch = trainer.Collator(samples[1], True, tokenizer)(samples[1])
     with torch.no_grad():
         loss = trainer.packing.loss_sum(model, batch) / len(batch["labels"])
     assert loss.item() == pytest.approx(log[-1]["eval_loss"], rel=1e-5 if dtype == "fp32" else 1e-2)

@@ -18,6 +18,7 @@ from glmlab.tiny import corpus, tokenizer as tiny_tokenizer
 @dataclass(frozen=True)
 class Recipe:
     """How a tiny base is made; the model card repeats it."""
+    family: str = "glm4"            # glm4: Glm4ForCausalLM; chatglm3: GlmForCausalLM; chatglm: ChatGLM-6B's own class
     vocab_size: int = 8192          # ids, special tokens included
     hidden_size: int = 256
     intermediate_size: int = 512
@@ -35,28 +36,81 @@ class Recipe:
     seed: int = 20260301
 
 
+RECIPES = {
+    "glm4-tiny": Recipe(),
+    "chatglm3-tiny": Recipe(family="chatglm3"),
+    # one matrix less in the MLP, hence the wider one; no grouped queries
+    "chatglm-tiny": Recipe(family="chatglm", intermediate_size=1024, kv_heads=4, context=2048),
+}
+
+
+def new_tokenizer(recipe: Recipe):
+    """The tokenizer of the recipe's family, trained on the corpus."""
+    texts = tiny_tokenizer.corpus_sample(recipe.seed + 2, recipe.tokenizer_documents)
+    if recipe.family == "glm4":
+        return tiny_tokenizer.train_tokenizer(texts, recipe.vocab_size)
+    from glmlab.chatglm import tiny_vocab
+    make_one = {"chatglm3": tiny_vocab.tiny_glm_tokenizer, "chatglm": tiny_vocab.tiny_v1_tokenizer}[recipe.family]
+    return make_one(texts, recipe.vocab_size)
+
+
 def new_model(recipe: Recipe, tokenizer):
-    """A Glm4ForCausalLM of the recipe's size with random weights (embedding and head tied to stay small)."""
+    """A model of the recipe's family and size with random weights (embedding and head tied to stay small)."""
     import torch
-    from transformers import Glm4Config, Glm4ForCausalLM
+    from transformers import Glm4Config, Glm4ForCausalLM, GlmConfig, GlmForCausalLM
+
+    from glmlab import chat
     torch.manual_seed(recipe.seed)
-    config = Glm4Config(
+    if recipe.family == "chatglm":
+        from glmlab.chatglm.v1 import ChatGLMConfig, ChatGLMForCausalLM
+        marker, start = chat.two_way(tokenizer)
+        return ChatGLMForCausalLM(ChatGLMConfig(
+            vocab_size=recipe.vocab_size, hidden_size=recipe.hidden_size, inner_hidden_size=recipe.intermediate_size,
+            num_layers=recipe.layers, num_attention_heads=recipe.heads, max_sequence_length=recipe.context, layernorm_epsilon=1e-5,
+            residual_alpha_layers=recipe.layers, pad_token_id=tokenizer.pad_token_id, bos_token_id=start, gmask_token_id=marker,
+            mask_token_id=tokenizer.convert_tokens_to_ids("[MASK]"), eos_token_id=chat.end_id(tokenizer)))
+    config_class, model_class = (Glm4Config, Glm4ForCausalLM) if recipe.family == "glm4" else (GlmConfig, GlmForCausalLM)
+    return model_class(config_class(
         vocab_size=recipe.vocab_size, hidden_size=recipe.hidden_size, intermediate_size=recipe.intermediate_size,
         num_hidden_layers=recipe.layers, num_attention_heads=recipe.heads, num_key_value_heads=recipe.kv_heads,
         head_dim=64, max_position_embeddings=recipe.context, rms_norm_eps=1e-5, attention_bias=True,
-        tie_word_embeddings=True, pad_token_id=tokenizer.pad_token_id,
-        eos_token_id=[tokenizer.convert_tokens_to_ids(t) for t in ("<|endoftext|>", "<|user|>", "<|observation|>")],
+        tie_word_embeddings=True, pad_token_id=tokenizer.pad_token_id, eos_token_id=sorted(chat.stop_ids(tokenizer)),
         rope_parameters={"rope_type": "default", "rope_theta": 10000.0, "partial_rotary_factor": 0.5},
-    )
-    return Glm4ForCausalLM(config)
+    ))
 
 
 def next_token_loss(model, ids):
-    """Mean cross-entropy (nats a token) of ids (rows, tokens), every position but the first predicted."""
+    """Mean cross-entropy (nats a token) of ids (rows, tokens): every position but the first predicted, of a model that reads prompts
+    both ways only what follows its prompts."""
     import torch.nn.functional as F
-    hidden = model.model(input_ids=ids, use_cache=False).last_hidden_state[:, :-1]
+    if getattr(model.config, "gmask_token_id", None) is None:
+        inputs, targets = {}, ids[:, 1:]
+    else:
+        inputs, targets = documents_in_rows(ids, model.config)
+    hidden = model.base_model(input_ids=ids, use_cache=False, **inputs).last_hidden_state[:, :-1]
     logits = model.lm_head(hidden).float()
-    return F.cross_entropy(logits.flatten(0, 1), ids[:, 1:].flatten())
+    return F.cross_entropy(logits.flatten(0, 1), targets.flatten())
+
+
+def documents_in_rows(ids, config):
+    """Rows of whole ChatGLM-6B documents -> ({"position_ids": (rows, 2, tokens), "attention_mask": bool (rows, 1, tokens, tokens), True =
+    may look}, targets (rows, tokens - 1), -100 where nothing is predicted). No document sees another; padding ends a row."""
+    import torch
+    place = torch.arange(ids.shape[1], device=ids.device).expand_as(ids)
+    ends = ids == config.eos_token_id
+    document = ends.cumsum(1) - ends.long()  # number of the document within its row
+    first = torch.full_like(ids, ids.shape[1]).scatter_reduce(1, document, place, "amin").gather(1, document)
+    starts = torch.where(ids == config.bos_token_id, place, ids.shape[1])
+    start = torch.full_like(ids, ids.shape[1]).scatter_reduce(1, document, starts, "amin").gather(1, document)
+    start = torch.where(start == ids.shape[1], first, start)  # padding has no markers
+    prompt = place < start
+    positions = torch.where(prompt, place - first, (start - 1 - first).clamp(min=0))  # [gMASK] stands just before <sop>
+    blocks = torch.where(prompt, 0, place - start + 1)
+    related = document[:, :, None] == document[:, None]
+    seen = related & (torch.ones_like(related[0]).tril_() | prompt[:, None])
+    learnt = (document[:, 1:] == document[:, :-1]) & ~prompt[:, :-1] & (ids[:, 1:] != config.pad_token_id)
+    targets = torch.where(learnt, ids[:, 1:], -100)
+    return {"position_ids": torch.stack([positions, blocks], 1), "attention_mask": seen[:, None]}, targets
 
 
 def optimizers(model, recipe: Recipe):
@@ -84,16 +138,22 @@ def heldout(tokenizer, recipe: Recipe, rows: int = 8) -> dict:
     import torch
     sets = {}
     for name in corpus.MIX:
-        ids, _ = corpus.encode(tokenizer, recipe.seed + 1, rows * recipe.row, {name: 1.0})
+        ids, _ = corpus.encode(tokenizer, recipe.seed + 1, rows * recipe.row, {name: 1.0}, _unbroken(recipe))
         sets[name] = torch.from_numpy(ids.astype("int64")).view(rows, recipe.row)
     return sets
+
+
+def _unbroken(recipe: Recipe) -> int:
+    """The row within which documents stay whole, as `corpus.encode` takes it."""
+    return recipe.row if recipe.family == "chatglm" else 0
 
 
 def batches(tokenizer, recipe: Recipe, shares: dict, workers: int):
     """One step's rows at a time, int64 (batch, row); adds to `shares` what each generator gave."""
     import torch
     per_shard = 8  # steps
-    for ids, part in corpus.shards(tokenizer, recipe.seed, math.ceil(recipe.steps / per_shard), per_shard * recipe.batch * recipe.row, workers):
+    for ids, part in corpus.shards(tokenizer, recipe.seed, math.ceil(recipe.steps / per_shard), per_shard * recipe.batch * recipe.row, workers,
+                                    _unbroken(recipe)):
         for name, count in part.items():
             shares[name] = shares.get(name, 0) + count
         yield from torch.from_numpy(ids.astype("int64")).view(per_shard, recipe.batch, recipe.row)
@@ -172,14 +232,15 @@ def samples(model, tokenizer) -> list[dict]:
 
 
 def make(name: str, log=print, steps: int = 0, out: Path | None = None, compiled: bool = True, minutes: float = 0) -> Path:
-    """Make the tiny base `name` and write its folder (weights in bf16, tokenizer, training.json, README.md)."""
+    """Make the tiny base `name` of RECIPES and write its folder (weights in bf16, tokenizer, training.json, README.md)."""
     import torch
 
     from glmlab.tiny.card import write_card
-    recipe = replace(Recipe(), steps=steps or Recipe.steps)
+    recipe = RECIPES[name]
+    if steps:
+        recipe = replace(recipe, steps=steps)
     started = time.time()
-    tokenizer = tiny_tokenizer.train_tokenizer(
-        tiny_tokenizer.corpus_sample(recipe.seed + 2, recipe.tokenizer_documents), recipe.vocab_size)
+    tokenizer = new_tokenizer(recipe)
     log(f"tokenizer: {len(tokenizer):,} ids in {time.time() - started:.0f} s")
     model, record = train(recipe, tokenizer, log, compiled, minutes=minutes)
     folder = Path(out) if out else paths.models(name)

@@ -17,14 +17,14 @@ ORDINALS = "一二三四"
 
 @cache
 def bank() -> dict:
-    """{"frame": {key: phrases}, label id: {"w", "d", "a", "sum", "heading": phrases}}: the phrases of this package and the calls'
-    own `pre` ones."""
+    """{"frame": {key: phrases}, label id: {"w", "d", "a", "sum", "heading", "term": phrases}}: the phrases of this package and the
+    calls' own `pre` ones."""
     found = {"frame": load("telecom_frame")}
     titles = load("telecom_heading")
     for act in calls.ACTS:
         for label, kinds in load(f"telecom_{act}").items():
             own = {kind: (*kinds[kind], *calls.label_phrases("pretrain", int(label), kind)) for kind in "wda"}
-            found[int(label)] = own | {"sum": tuple(kinds["sum"]), "heading": tuple(titles[label])}
+            found[int(label)] = own | {"sum": tuple(kinds["sum"])} | {kind: tuple(titles[label][kind]) for kind in ("heading", "term")}
     return found
 
 
@@ -48,6 +48,15 @@ class Caller(calls.Caller):
 
     def phrases_of(self, label, kind):
         return bank()[label][kind]
+
+    def of(self, label, kind):
+        """As the recogniser heard it: now and then a word is lost, so that no wish hangs on one word or is learnt by heart."""
+        text = super().of(label, kind)
+        if len(text) > 6 and self.rng.random() < 0.4:
+            for _ in range(pick(self.rng, (1, 1, 2))):
+                cut = int(self.rng.random() * (len(text) - 2))
+                text = text[:cut] + text[cut + pick(self.rng, (1, 2, 2)):]
+        return text
 
 
 def documents(rng: random.Random) -> Iterator[str | list[dict]]:
@@ -149,38 +158,68 @@ ORDERS = ("你负责给客服通话归档。读通话，从下面的事项里选
           "判断客户打电话的来意，从表里选一项。", "你是客服来意分析员。输入是一通电话，输出它属于哪一类。", "给这通电话分类。")
 HINTS = ("客户放弃的和客服推荐的都不算。", "一通电话里可能提到几件事，以最后一件有结果的为准。", "客户不要了的不算，只看最后解决的。",
          "客服顺便推销的不是客户的来意。", "没有办成的不选。", "")
-FORMS = (("{n}:{s}", "事项：{n}：{s}"), ("{n}. {s}", "第{n}项：{s}"), ("{n}:{s}", "类别：{n}：{s}"), ("{n}:{s}", "{n}"), ("（{n}）{s}", "（{n}）{s}"),
-         ("{n}、{s}", "{s}"), ("{n}:{s}", "来意：{n}：{s}"), ("{n}：{s}", "编号{n}，{s}"))
-ACT_WORDS = {"inquiry": ("打听", "问事", "询问类", "问"), "complaint": ("不满", "意见", "反映类", "怨"), "request": ("要办", "办事", "受理类", "办")}
+#: How options are listed, and the answer by number first (a position must be looked up before anything is said) or by name first.
+FORMS = (("{n}:{s}", "事项：{n}：{s}", "事项：{s}（{n}）"), ("{n}. {s}", "第{n}项：{s}", "{s}，第{n}项"), ("{n}:{s}", "类别：{n}：{s}", "类别：{s}"),
+         ("{n}:{s}", "{n}", "{s}"), ("（{n}）{s}", "（{n}）{s}", "{s}（{n}）"), ("{n}、{s}", "{n}、{s}", "{s}、{n}"),
+         ("{n}:{s}", "来意：{n}：{s}", "来意：{s}：{n}"), ("{n}：{s}", "编号{n}，{s}", "{s}，编号{n}"))
+#: The codes of the house, which a supervisor knows by heart: two digits from 40 on, so that none is the number of a label.
+CODES = dict(enumerate(random.Random("codes of the house").sample(range(40, 100), len(LABELS))))
+ACT_WORDS = {"inquiry": ("咨询", "查询", "打听", "问事", "询问类", "问", "咨询类"), "complaint": ("投诉", "抱怨", "不满", "意见", "反映类", "怨", "投诉类"),
+             "request": ("办理", "受理", "要办", "办事", "受理类", "办", "办理类")}
+HEADING_FORMS = ("{s}", "{s}", "{g}{s}", "{g}（{s}）", "{g}-{s}", "{g}·{s}", "{g}：{s}", "{g}（含{h}）{s}", "{g}（或{h}）{s}")
+
+
+def act_word(rng: random.Random, label: int) -> str:
+    """A word for what the customer does: ask, complain, have something done."""
+    return pick(rng, ACT_WORDS[calls.ACTS[LABELS[label].group]])
 
 
 def headings(rng: random.Random, options: list[int]) -> list[str]:
     """What the options are called: notes, or headings, all of them with a word for asking, complaining or having done or none."""
     if rng.random() < 0.35:
         return [note(rng, option) for option in options]
-    style, form = int(rng.random() * 4), pick(rng, ("{s}", "{s}", "{g}{s}", "{g}（{s}）", "{g}-{s}", "{g}·{s}"))
-    return [form.format(g=ACT_WORDS[calls.ACTS[LABELS[option].group]][style], s=pick(rng, bank()[option]["heading"])) for option in options]
+    form = pick(rng, HEADING_FORMS)
+    one, two = rng.sample(range(len(ACT_WORDS["inquiry"])), 2)
+    kinds = pick(rng, (("heading",), ("term",), ("heading", "term")))
+    names = []
+    for option in options:
+        words = ACT_WORDS[calls.ACTS[LABELS[option].group]]
+        names.append(form.format(g=words[one], h=words[two], s=pick(rng, bank()[option][pick(rng, kinds)])))
+    return names
 
 
 def choose_matter(rng: random.Random) -> list[dict]:
-    """Numbered matters in the system prompt; one to three calls or single wishes; each time the right one in the form asked for."""
-    made = [any_call(rng) for _ in range(pick(rng, (1, 1, 2, 3)))]
-    near = [other for call, _ in made for other in [*(label for label, _ in call["wishes"]), *calls.bank()[call["label"]]["near"]]]
-    options = sorted({*near, *rng.sample(range(len(LABELS)), pick(rng, (0, 4, 8, 16, 34, 34)))})
-    if rng.random() < 0.7:
-        rng.shuffle(options)
+    """Matters with the codes of the house (often listed in the system prompt) or numbered in a list; one to three calls or up to eight
+    wishes; each time the right one in the form asked for."""
+    if rng.random() < 0.35:
+        made = [(label, Caller(rng).of(label, "w"), [label]) for label in (any_label(rng) for _ in range(rng.randint(4, 8)))]
+    else:
+        made = [(call["label"], text, [label for label, _ in call["wishes"]])
+                for call, text in (any_call(rng) for _ in range(pick(rng, (1, 1, 2, 3))))]
+    near = {other for label, _, wishes in made for other in [*wishes, *calls.bank()[label]["near"]]}
+    coded = rng.random() < 0.65
+    if coded or rng.random() < 0.5:
+        near |= set(rng.sample(range(len(LABELS)), pick(rng, (0, 4, 8, 16, 34, 34))))
+    else:
+        near = {label for _, _, wishes in made for label in wishes}
+    options = sorted(near)
+    rng.shuffle(options)
     first = pick(rng, (0, 1))
-    listed, answered = pick(rng, FORMS)
-    names = headings(rng, options)
-    lines = [listed.format(n=number, s=name) for number, name in enumerate(names, first)]
-    wanted = "输出格式：" + answered.replace("{n}", "编号").replace("{s}", "事项")
+    numbers = {option: CODES[option] if coded else place for place, option in enumerate(options, first)}
+    if coded and rng.random() < 0.5:
+        options.sort(key=numbers.get)
+    names = dict(zip(options, headings(rng, options)))
+    listed, by_number, by_name = pick(rng, FORMS)
+    number_first = rng.random() < 0.8 if coded else len(options) <= 5 and rng.random() < 0.5
+    answered = by_number if number_first else by_name
     head = [pick(rng, ORDERS), "".join(rng.sample(HINTS, 2))]
-    system = "\n".join([*head, pick(rng, ("事项：", "选项：", "列表：", "分类表：")), pick(rng, ("\n", "\n", "\n", "；")).join(lines), wanted])
-    messages = [turn("system", system)]
-    for call, text in made:
-        place = options.index(call["label"])
-        given = text if rng.random() < 0.85 else Caller(rng).of(call["label"], "w")
-        messages += [turn("user", "对话：" + given), turn("assistant", answered.format(n=place + first, s=names[place]))]
+    if not coded or rng.random() < 0.5:
+        lines = [listed.format(n=numbers[option], s=names[option]) for option in options]
+        head += [pick(rng, ("事项：", "选项：", "列表：", "分类表：")), pick(rng, ("\n", "\n", "\n", "；")).join(lines)]
+    wanted = "输出格式：" + answered.replace("{n}", pick(rng, ("编号", "代码")) if coded else "序号").replace("{s}", "事项")
+    messages = [turn("system", "\n".join([*head, wanted]))]
+    for label, text, _ in made:
+        messages += [turn("user", "对话：" + text), turn("assistant", answered.format(n=numbers[label], s=names[label]))]
     return messages
 
 
@@ -194,7 +233,7 @@ def wordings(rng: random.Random) -> list[dict]:
         caller = Caller(rng)
         one, two = caller.of(label, "w"), caller.of(label, "w")
         other = pick(rng, calls.bank()[label]["near"])
-        kind = pick(rng, ("again", "note", "note", "heading", "from note", "same", "detail", "answer"))
+        kind = pick(rng, ("again", "note", "note", "heading", "term", "code", "meaning", "act", "from note", "same", "detail", "answer"))
         if kind == "again":
             pair = f"换个说法：{one}", two
         elif kind == "note":
@@ -202,6 +241,17 @@ def wordings(rng: random.Random) -> list[dict]:
         elif kind == "heading":
             said = one if rng.random() < 0.6 else note(rng, label)
             pair = f"{pick(rng, ('归到哪一类：', '这属于什么：'))}{said}", pick(rng, bank()[label]["heading"])
+        elif kind == "term":
+            pair = f"{pick(rng, ('行话怎么说：', '用行话归类：'))}{one}", act_word(rng, label) + pick(rng, bank()[label]["term"])
+        elif kind == "code":
+            pair = pick(rng, ((f"代码是多少：{one}", str(CODES[label])), (f"代码{CODES[label]}是什么：", pick(rng, bank()[label]["heading"]))))
+        elif kind == "meaning":
+            term = pick(rng, bank()[label]["term"])
+            pair = (f"{pick(rng, ('解释一下行话：', '什么叫：'))}{term}",
+                    f"{act_word(rng, label)}一类，比如{note(rng, label)}。客户的话像“{one}”。")
+        elif kind == "act":
+            said = one if rng.random() < 0.6 else note(rng, label)
+            pair = f"{pick(rng, ('是问、是怨还是要办：', '客户是咨询、投诉还是办理：'))}{said}", act_word(rng, label)
         elif kind == "from note":
             pair = f"客户会怎么说：{note(rng, label)}", one
         elif kind == "same":
