@@ -21,6 +21,7 @@ class ChatFormat:
     stops: tuple[str, ...]    # any of them ends an answer
     prompt: Callable          # (tokenizer, messages, tools) -> ids, ready for the answer
     answer: Callable          # (tokenizer, text) -> ids of the answer as the model emits it, closing id included
+    template: str             # the same prompt as a chat template, for tools that only know templates (vLLM, transformers)
     turns: bool = True        # markers part the turns, so that every answer of a conversation can be learnt at once
 
 
@@ -42,7 +43,6 @@ class Sample:
 
 # --- GLM-4-0414 --------------------------------------------------------------------------------------------------
 
-#: The same structure as a chat template, kept in the tokenizer's files for tools that only know templates (vLLM, transformers).
 CHAT_TEMPLATE = (
     "[gMASK]<sop>"
     "{%- if tools %}{{ '<|system|>\n# 可用工具\n' }}"
@@ -86,6 +86,18 @@ def _tools_block(tools: list[dict]) -> str:
 
 # --- ChatGLM3: role ids, every part encoded by itself --------------------------------------------------------------
 
+#: The blank before a content stands for the mark of a word's beginning that a text encoded by itself gets.
+CHATGLM3_TEMPLATE = (
+    "[gMASK]sop"
+    "{%- if tools and messages[0].role != 'system' %}<|system|>\n {{ '\n' + (tools | tojson(indent=4, ensure_ascii=False)) }}{% endif %}"
+    "{%- for message in messages %}{{ '<|' + message.role + '|>' + message.get('metadata', '') + '\n' }}"
+    "{%- set content = message.content + ('\n' + (tools | tojson(indent=4, ensure_ascii=False)) "
+    "if tools and loop.first and message.role == 'system' else '') %}"
+    "{{- ' ' + content if content else '' }}{% endfor %}"
+    "{%- if add_generation_prompt %}<|assistant|>{% endif %}"
+)
+
+
 def _chatglm3_prompt(tokenizer, messages: list[dict], tools: list[dict] | None) -> list[int]:
     if tools:
         system = messages[0]["content"] if messages and messages[0]["role"] == "system" else ""
@@ -105,11 +117,31 @@ def _chatglm3_answer(tokenizer, text: str) -> list[int]:
 
 # --- ChatGLM2 and ChatGLM-6B: rounds of plain text -----------------------------------------------------------------
 
-def _rounds(name: str, messages: list[dict], tools: list[dict] | None) -> tuple[str, list[tuple[str, str]], str]:
-    """(system text, [(question, answer)] so far, the question to answer). Errors: ValueError for what these generations lack."""
+def _rounds_template(start: str, line: str, first: int, bare: bool, end: str) -> str:
+    """The chat template of rounds. line: what ends a line; first: number of the first round; bare: a first question stands alone."""
+    question = "{%- if turn.n == 0 %}{{ turn.system }}{% endif %}{{ message.content }}"
+    asked = f"[Round {{{{ turn.n + {first} }}}}]{line}问：{question}{line}答："
+    if bare:
+        asked = f"{{%- if turn.total == 1 %}}{question}{{% else %}}{asked}{{% endif %}}"
+    return (
+        start + "{%- set turn = namespace(n=0, system='', total=messages | selectattr('role', 'equalto', 'user') | list | length) %}"
+        "{%- for message in messages %}"
+        "{%- if message.role == 'system' %}{%- set turn.system = turn.system + message.content + '\n' %}"
+        f"{{%- elif message.role == 'user' %}}{asked}"
+        f"{{%- else %}}{{{{ message.content }}}}{line}{{%- set turn.n = turn.n + 1 %}}{{%- endif %}}{{%- endfor %}}" + end)
+
+
+#: `{{ '\n' }}` because templates drop a newline that stands before a statement.
+_NEWLINE = "{{ '\n' }}"
+CHATGLM2_TEMPLATE = _rounds_template("[gMASK]sop", _NEWLINE * 2, 1, False, "")
+CHATGLM_TEMPLATE = _rounds_template("", _NEWLINE, 0, True, "[gMASK]<sop>")
+
+
+def _rounds(name: str, messages: list[dict], tools: list[dict] | None) -> tuple[list[tuple[str, str]], str]:
+    """([(question, answer)] so far, the question to answer). These generations were trained without system prompts: ours stands before
+    the first question, where all samples share it. Errors: ValueError for what the generation lacks."""
     if tools or any(message["role"] == "observation" for message in messages):
         raise ValueError(f"{name} knows no tools: leave out tools and messages with role observation")
-    system = "\n".join(message["content"] for message in messages if message["role"] == "system")
     turns = [message for message in messages if message["role"] != "system"]
     for number, message in enumerate(turns):
         if message["role"] != ("user", "assistant")[number % 2]:
@@ -118,15 +150,13 @@ def _rounds(name: str, messages: list[dict], tools: list[dict] | None) -> tuple[
     if len(turns) % 2 == 0:
         raise ValueError(f"{name} answers a question: the last message must come from the user")
     texts = [message["content"] for message in turns]
-    return system, list(zip(texts[::2], texts[1::2])), texts[-1]
+    texts[0] = "".join(f"{message['content']}\n" for message in messages if message["role"] == "system") + texts[0]
+    return list(zip(texts[::2], texts[1::2])), texts[-1]
 
 
 def _chatglm2_prompt(tokenizer, messages: list[dict], tools: list[dict] | None) -> list[int]:
-    # ChatGLM2 was trained without system prompts; ours stands in front of the first round, so that samples share it.
-    system, history, query = _rounds("ChatGLM2", messages, tools)
-    text = system + "\n\n" if system else ""
-    for number, (question, answer) in enumerate(history, 1):
-        text += f"[Round {number}]\n\n问：{question}\n\n答：{answer}\n\n"
+    history, query = _rounds("ChatGLM2", messages, tools)
+    text = "".join(f"[Round {number}]\n\n问：{question}\n\n答：{answer}\n\n" for number, (question, answer) in enumerate(history, 1))
     text += f"[Round {len(history) + 1}]\n\n问：{query}\n\n答："
     return start_ids(tokenizer) + text_ids(tokenizer, text)
 
@@ -136,11 +166,9 @@ def _chatglm2_answer(tokenizer, text: str) -> list[int]:
 
 
 def _chatglm_prompt(tokenizer, messages: list[dict], tools: list[dict] | None) -> list[int]:
-    # ChatGLM-6B has no system prompts either; ours stands in front. The prompt ends with the two markers: all of it is read both ways.
-    system, history, query = _rounds("ChatGLM-6B", messages, tools)
-    text = system + "\n" if system else ""
-    for number, (question, answer) in enumerate(history):
-        text += f"[Round {number}]\n问：{question}\n答：{answer}\n"
+    # the prompt ends with the two markers: all of it is read both ways
+    history, query = _rounds("ChatGLM-6B", messages, tools)
+    text = "".join(f"[Round {number}]\n问：{question}\n答：{answer}\n" for number, (question, answer) in enumerate(history))
     text += f"[Round {len(history)}]\n问：{query}\n答：" if history else query
     return text_ids(tokenizer, text) + start_ids(tokenizer)
 
@@ -153,11 +181,14 @@ def _chatglm_answer(tokenizer, text: str) -> list[int]:
 
 FORMATS = (
     ChatFormat("glm4", ("[gMASK]", "<sop>", "<|system|>", "<|user|>", "<|assistant|>", "<|observation|>", "<|endoftext|>"),
-               ("[gMASK]", "<sop>"), ("<|endoftext|>", "<|user|>", "<|observation|>"), _glm4_prompt, _glm4_answer),
+               ("[gMASK]", "<sop>"), ("<|endoftext|>", "<|user|>", "<|observation|>"), _glm4_prompt, _glm4_answer, CHAT_TEMPLATE),
     ChatFormat("chatglm3", ("[gMASK]", "sop", "<|system|>", "<|user|>", "<|assistant|>", "<|observation|>"),
-               ("[gMASK]", "sop"), ("</s>", "<|user|>", "<|observation|>"), _chatglm3_prompt, _chatglm3_answer),
-    ChatFormat("chatglm2", ("[gMASK]", "sop", "eop"), ("[gMASK]", "sop"), ("</s>",), _chatglm2_prompt, _chatglm2_answer, turns=False),
-    ChatFormat("chatglm", ("[gMASK]", "<sop>", "<eop>"), ("[gMASK]", "<sop>"), ("<eop>",), _chatglm_prompt, _chatglm_answer, turns=False),
+               ("[gMASK]", "sop"), ("</s>", "<|user|>", "<|observation|>"), _chatglm3_prompt, _chatglm3_answer,
+               CHATGLM3_TEMPLATE),
+    ChatFormat("chatglm2", ("[gMASK]", "sop", "eop"), ("[gMASK]", "sop"), ("</s>",), _chatglm2_prompt, _chatglm2_answer, CHATGLM2_TEMPLATE,
+               turns=False),
+    ChatFormat("chatglm", ("[gMASK]", "<sop>", "<eop>"), ("[gMASK]", "<sop>"), ("<eop>",), _chatglm_prompt, _chatglm_answer, CHATGLM_TEMPLATE,
+               turns=False),
 )
 
 

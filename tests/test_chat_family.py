@@ -1,5 +1,6 @@
 """Every generation's prompt: the ids of the published code, and the same promises that GLM-4's prompt keeps."""
 
+import copy
 import json
 from itertools import islice
 from pathlib import Path
@@ -130,7 +131,7 @@ def test_every_answer(family, name, turns):
 
 
 def test_a_system_prompt_stands_in_front_where_the_generation_has_none(family):
-    for name, text in (("chatglm2", "甲\n\n[Round 1]\n\n问:乙\n\n答:"), ("chatglm", "甲\n乙")):
+    for name, text in (("chatglm2", "[Round 1]\n\n问:甲\n乙\n\n答:"), ("chatglm", "甲\n乙")):
         ids = chat.prompt_ids(family[name], [{"role": "system", "content": "甲"}, {"role": "user", "content": "乙"}])
         assert family[name].decode(ids, skip_special_tokens=True).strip().replace("：", ":") == text
 
@@ -153,3 +154,19 @@ def test_nothing_is_shared_where_the_prompt_is_read_both_ways(family):
         samples = [chat.encode_sample(tokenizer, [SYSTEM, ask, DIALOGUE[1]]) for ask in (DIALOGUE[0], DIALOGUE[2])]
         shared = chat.shared_prefix(samples, tokenizer)
         assert (shared == 0 and chat.two_way(tokenizer) == tuple(chat.start_ids(tokenizer))) if name == "chatglm" else shared > 2
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_the_template_gives_the_same_ids(family, name):
+    """For tools that only know templates; there special strings are parsed, which is why this course never uses them."""
+    tokenizer = copy.deepcopy(family[name])
+    tokenizer.chat_template, tokenizer.split_special_tokens = chat.format_of(tokenizer).template, False
+    for messages in (DIALOGUE[:1], DIALOGUE[:3], [SYSTEM, *DIALOGUE[:1]], [SYSTEM, *DIALOGUE[:3]], [{"role": "user", "content": "甲\n\n乙"}]):
+        rendered = tokenizer.apply_chat_template(messages, add_generation_prompt=True, tokenize=True, return_dict=False)
+        assert rendered == chat.prompt_ids(tokenizer, messages), (rendered, messages)
+    if name in ("glm4", "chatglm3"):
+        tools = [{"name": "f", "description": "查"}]
+        for messages in (DIALOGUE[:1], [SYSTEM, *DIALOGUE[:1]], [*DIALOGUE[:1], {"role": "assistant", "metadata": "f", "content": "x"},
+                                                                 {"role": "observation", "content": "1"}]):
+            rendered = tokenizer.apply_chat_template(messages, tools=tools, add_generation_prompt=True, tokenize=True, return_dict=False)
+            assert rendered == chat.prompt_ids(tokenizer, messages, tools), (rendered, messages)

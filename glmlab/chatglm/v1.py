@@ -106,7 +106,7 @@ def prefix_mask_and_positions(input_ids: torch.Tensor, attention_mask: torch.Ten
 
 
 def padding_of(mask: torch.Tensor) -> torch.Tensor:
-    """The (b, s) attention_mask, 1 = real, of the published tokenizer's mask, uint8 (b, 1, s, s) with 1 = masked: a pad hides from itself."""
+    """The attention_mask (b, s), 1 = real, in the published tokenizer's uint8 (b, 1, s, s), 1 = masked, where a pad hides from itself."""
     return 1 - mask[:, 0].diagonal(dim1=1, dim2=2).long()
 
 
@@ -329,8 +329,8 @@ def _continue_rows(cache, input_ids, attention_mask) -> tuple[torch.Tensor, torc
     """Positions (b, 2, s) and real tokens (b, past + s) of ids that continue the rows of a cache the model filled by itself."""
     last, real = getattr(cache, "chatglm_rows", (None, None))  # (b, 2) positions of the last token, bool (b, past)
     if real is None or real.shape != (input_ids.shape[0], int(cache.get_seq_length())):
-        raise ValueError("where the rows of this cache stand is not known: pass position_ids (batch, 2, new tokens), which are the last ones "
-                         "that prefix_mask_and_positions gives for the whole rows")
+        raise ValueError("where the rows of this cache stand is not known: pass position_ids (batch, 2, new tokens), the last columns of "
+                         "what prefix_mask_and_positions gives for the whole rows")
     if attention_mask is None:
         real = torch.cat([real, torch.ones_like(input_ids, dtype=torch.bool)], dim=1)
     else:
@@ -362,8 +362,8 @@ class ChatGLMForCausalLM(ChatGLMPreTrainedModel, GenerationMixin):
         loss = None
         if labels is not None:
             loss = self.loss_function(logits=logits, labels=labels, vocab_size=self.config.vocab_size, **kwargs)
-        return CausalLMOutputWithPast(loss=loss, logits=logits, past_key_values=outputs.past_key_values, hidden_states=outputs.hidden_states,
-                                      attentions=outputs.attentions)
+        return CausalLMOutputWithPast(loss=loss, logits=logits, past_key_values=outputs.past_key_values,
+                                      hidden_states=outputs.hidden_states, attentions=outputs.attentions)
 
     def prepare_inputs_for_generation(self, input_ids, next_sequence_length=None, past_key_values=None, attention_mask=None,
                                       position_ids=None, **kwargs):
@@ -372,13 +372,13 @@ class ChatGLMForCausalLM(ChatGLMPreTrainedModel, GenerationMixin):
         Errors: ValueError for padding on the right, and for a cache that ends inside a prompt, which is read both ways.
         """
         real = _real_tokens(input_ids, attention_mask, self.config)
+        found = _positions(input_ids, real, self.config)
         if not bool(real[:, -1].all()):
             raise ValueError(f"row {real[:, -1].int().argmin().item()} is padded on the right: an answer continues the last token, pad on "
                              "the left")
-        found = _positions(input_ids, real, self.config)
         past = input_ids.shape[1] - next_sequence_length if next_sequence_length else 0
         if past and bool((real & (found[:, 1] == 0))[:, past:].any()):
-            raise ValueError(f"the cache ends after {past} tokens, inside a prompt; a prompt is read both ways and cannot be computed in parts")
+            raise ValueError(f"the cache ends after {past} tokens, inside a prompt; a prompt is read both ways and must be computed whole")
         if position_ids is None or position_ids.dim() != 3:  # with one row, generate made them up
             position_ids = found
         return super().prepare_inputs_for_generation(input_ids, next_sequence_length=next_sequence_length, past_key_values=past_key_values,
