@@ -21,6 +21,13 @@ def main(arguments=None) -> int:
     merge.add_argument("out", help="folder to write")
     merge.add_argument("--checkpoint", type=int, default=-1, help="step; default: the last finished one")
     merge.set_defaults(run=_merge)
+    convert = commands.add_parser("convert", help="write ChatGLM2, ChatGLM3, GLM-4-9B-Chat (or ChatGLM-6B) as a plain transformers folder")
+    convert.add_argument("base", help="catalogue name, folder or Hub id in the original layout", metavar="NAME|FOLDER")
+    convert.add_argument("out", help="folder to write", metavar="OUT")
+    convert.add_argument("--dtype", choices=["float32", "float16", "bfloat16"], help="of the weights; default: as published")
+    convert.add_argument("--chat-format", choices=["chatglm", "chatglm2", "chatglm3", "glm4"],
+                         help="for a folder that does not say which generation it is (ChatGLM2 and 3 share a vocabulary file)")
+    convert.set_defaults(run=_convert)
     docs = commands.add_parser("docs", help="write what is generated in notebooks and README")
     docs.add_argument("--check", action="store_true", help="only tell what differs; exit status 1 if anything does")
     docs.add_argument("--outputs", action="store_true", help="execute the notebooks first and refresh the outputs that they keep")
@@ -71,6 +78,12 @@ def _docs(options) -> int:
     for path in changed:
         print(f"{'differs' if options.check else 'written'}: {paths.shown(path)}")
     return int(options.check and bool(changed))
+
+
+def _convert(options) -> None:
+    from glmlab import models, paths
+    folder = models.convert(options.base, options.out, options.dtype, options.chat_format)
+    print(f"written: {paths.shown(folder)}")
 
 
 def _tiny(options) -> None:

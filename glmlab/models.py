@@ -30,6 +30,8 @@ CATALOGUE = {base.name: base for base in (
     Base("glm-4-32b-0414", "zai-org/GLM-4-32B-0414", 32.6, 18.2, 60.7, "MIT"),
 )}
 GLM_TYPES = ("chatglm", "glm", "glm4")
+#: What the `rope_ratio` of an original config stretches, where the generation is said; else its name decides.
+ROPE_SCALING = {"chatglm2": "linear", "chatglm3": "theta", "glm4": "theta"}
 CHECKPOINT_FILE = "glmlab.json"
 
 
@@ -156,7 +158,7 @@ def load_base(name_or_folder, quantization: str = "nf4", dtype=None, device=None
         options["quantization_config"] = BitsAndBytesConfig(
             load_in_4bit=True, bnb_4bit_quant_type="nf4", bnb_4bit_use_double_quant=True, bnb_4bit_compute_dtype=dtype)
     if glm.is_original(raw):
-        model = _loading(source, lambda: glm.load(source, **options))
+        model = _loading(source, lambda: glm.load(source, rope_scaling=ROPE_SCALING.get(chat_format), **options))
     else:
         if raw["model_type"] == "chatglm":
             from glmlab.chatglm import v1  # noqa: F401  makes the class known
@@ -185,6 +187,41 @@ def merge(base, adapter, out, dtype=None) -> Path:
     merged = model.merge_and_unload()
     merged.save_pretrained(out)
     tokenizer.save_pretrained(out)
+    return Path(out)
+
+
+def convert(name_or_folder, out, dtype=None, chat_format: str | None = None) -> Path:
+    """Write a base in an original layout as a plain transformers folder: safetensors, tokenizer.json, chat template.
+
+    ChatGLM2, ChatGLM3 and GLM-4-9B-Chat then load anywhere with AutoModelForCausalLM; ChatGLM-6B wherever glmlab.chatglm.v1 is imported.
+    dtype: None keeps the published one. Errors: as `load_base`; ValueError for a base that needs no conversion, or out = source.
+    """
+    import torch
+    from transformers import AutoModelForCausalLM
+    from transformers.utils import logging
+
+    from glmlab import chat
+    from glmlab.chatglm import glm, vocab
+    source, hub = base_source(name_or_folder), _revision(name_or_folder)
+    raw = _loading(source, lambda: glm.read_config(source, **hub))
+    if raw.get("model_type") != "chatglm":
+        raise ValueError(f"{name_or_folder} is a {raw.get('model_type')!r} model, which transformers loads as it is")
+    if Path(out).resolve() == Path(source).resolve():
+        raise ValueError(f"{paths.shown(Path(out))} is the source itself; choose another folder")
+    logging.disable_progress_bar()
+    dtype = getattr(torch, dtype) if isinstance(dtype, str) else dtype
+    if glm.is_original(raw):
+        model = _loading(source, lambda: glm.load(source, dtype, rope_scaling=ROPE_SCALING.get(chat_format), **hub))
+    else:
+        from glmlab.chatglm import v1  # noqa: F401  makes the class known
+        model = _loading(source, lambda: AutoModelForCausalLM.from_pretrained(source, dtype=dtype or "auto", trust_remote_code=False, **hub))
+    tokenizer = load_tokenizer(name_or_folder, chat_format)
+    if tokenizer is not None:
+        vocab.check_ids(tokenizer, model.config)
+        tokenizer.chat_template = chat.format_of(tokenizer).template
+        tokenizer.split_special_tokens = False  # a rendered template is one string: its markers must be found in it
+        tokenizer.save_pretrained(out)
+    model.save_pretrained(out, save_original_format=False)
     return Path(out)
 
 

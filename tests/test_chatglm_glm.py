@@ -421,7 +421,7 @@ def test_nf4_while_loading_equals_quantising_the_converted_model(make_folder, tm
     monkeypatch.setattr(bitsandbytes.nn.modules, "has_avx512bf16", lambda: True)  # as on a CPU with the kernel that spoils training
     folder, _ = make_folder(shards=2, **SIXTYFOUR, **config)
     direct = glm.load(folder, dtype=torch.float32, quantization_config=NF4)
-    plain = AutoModelForCausalLM.from_pretrained(glm.convert(folder, tmp_path / "plain"), dtype=torch.float32, quantization_config=NF4)
+    plain = AutoModelForCausalLM.from_pretrained(models.convert(folder, tmp_path / "plain"), dtype=torch.float32, quantization_config=NF4)
     assert type(direct) is GlmForCausalLM
     assert {name.rpartition(".")[2] for name, module in direct.named_modules() if isinstance(module, Linear4bit)} == set(LORA_TARGETS)
     assert all(not module.support_avx512bf16_for_cpu for module in direct.modules() if isinstance(module, Linear4bit))
@@ -510,7 +510,7 @@ def test_the_saved_folder_needs_nothing_of_ours(make_folder, tmp_path, how, conf
     folder, wanted = make_folder(shards=2, **config)
     out, model = tmp_path / "plain", glm.load(folder)
     if how == "convert":
-        assert glm.convert(folder, out) == out
+        assert models.convert(folder, out) == out
     elif how == "save":
         assert glm.save(model, out) == out
     else:
@@ -529,14 +529,14 @@ def test_the_saved_folder_needs_nothing_of_ours(make_folder, tmp_path, how, conf
 def test_convert_keeps_or_changes_the_dtype(tmp_path):
     original, wanted = _original_weights(RAW, torch.float16)
     folder = _write(tmp_path / "base", RAW | {"torch_dtype": "float16"}, original)
-    assert load_file(glm.convert(folder, tmp_path / "half") / "model.safetensors")["lm_head.weight"].dtype is torch.float16
-    full = load_file(glm.convert(folder, tmp_path / "full", "float32") / "model.safetensors")
+    assert load_file(models.convert(folder, tmp_path / "half") / "model.safetensors")["lm_head.weight"].dtype is torch.float16
+    full = load_file(models.convert(folder, tmp_path / "full", "float32") / "model.safetensors")
     assert all(torch.equal(full[name], wanted[name].float()) for name in wanted)
-    config = json.loads((glm.convert(_write(tmp_path / "long", RAW | {"rope_ratio": 16}, original), tmp_path / "out", rope_scaling="linear")
+    config = json.loads((models.convert(_write(tmp_path / "long", RAW | {"rope_ratio": 16}, original), tmp_path / "out", chat_format="chatglm2")
                          / "config.json").read_text(encoding="utf-8"))
     assert config["rope_parameters"]["rope_type"] == "linear" and config["rope_parameters"]["factor"] == 16
     with pytest.raises(ValueError, match="source itself"):
-        glm.convert(folder, folder)
+        models.convert(folder, folder)
 
 
 @pytest.mark.parametrize("quantization", [None, NF4], ids=["full", "nf4"])

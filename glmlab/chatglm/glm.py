@@ -341,10 +341,3 @@ def save(model: GlmForCausalLM, folder) -> Path:
         raise TypeError(f"{type(model).__name__} is no GlmForCausalLM; merge an adapter first (merge_and_unload)")
     model.save_pretrained(folder, save_original_format=False)
     return Path(folder)
-
-
-def convert(source, out, dtype=None, rope_scaling: str | None = None) -> Path:
-    """Rewrite an original checkpoint as a plain `glm` folder, not quantised; dtype and rope_scaling as for `load`. Returns `out`."""
-    if Path(out).resolve() == Path(source).resolve():
-        raise ValueError(f"{paths.shown(Path(out))} is the source itself; choose another folder")
-    return save(load(source, dtype, rope_scaling=rope_scaling), out)
