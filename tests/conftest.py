@@ -22,6 +22,18 @@ def tokenizer():
     return train_tokenizer(SENTENCES * 3, 640)
 
 
+@pytest.fixture(scope="session")
+def family(tokenizer):
+    """{generation: a small tokenizer of its kind}."""
+    from itertools import islice
+
+    from glmlab.chatglm.tiny_vocab import tiny_glm_tokenizer, tiny_v1_tokenizer
+    from glmlab.tiny import corpus
+    texts = [*SENTENCES, *(corpus.plain_text(document) for _, document in islice(corpus.documents(1), 200))]
+    return {"chatglm": tiny_v1_tokenizer(texts, 1500), "chatglm2": tiny_glm_tokenizer(texts, 1500, roles=False),
+            "chatglm3": tiny_glm_tokenizer(texts, 1500), "glm4": tokenizer}
+
+
 @pytest.fixture
 def make_model(tokenizer):
     """`make_model(**config)`: a random Glm4ForCausalLM (2 layers, hidden 64) in float32, the same weights every time."""

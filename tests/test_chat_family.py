@@ -2,16 +2,12 @@
 
 import copy
 import json
-from itertools import islice
 from pathlib import Path
 
 import pytest
 
-from conftest import SENTENCES
 from glmlab import chat, packing
 from glmlab.chatglm import vocab
-from glmlab.chatglm.tiny_vocab import tiny_glm_tokenizer, tiny_v1_tokenizer
-from glmlab.tiny import corpus
 
 GOLDEN = Path(__file__).parents[2] / "shared/golden/tokenizers"
 needs_golden = pytest.mark.skipif(not GOLDEN.is_dir(), reason="the published vocabularies are not part of this repository")
@@ -19,14 +15,6 @@ NAMES = ("chatglm", "chatglm2", "chatglm3", "glm4")
 DIALOGUE = [{"role": "user", "content": "您好请讲"}, {"role": "assistant", "content": "我想查一下话费"}, {"role": "user", "content": "好的先生"},
             {"role": "assistant", "content": "帮我把套餐取消吧"}]
 SYSTEM = {"role": "system", "content": "你是电信客服质检员。"}
-
-
-@pytest.fixture(scope="module")
-def family(tokenizer):
-    """{generation: a small tokenizer of its kind}."""
-    texts = [*SENTENCES, *(corpus.plain_text(document) for _, document in islice(corpus.documents(1), 200))]
-    return {"chatglm": tiny_v1_tokenizer(texts, 1500), "chatglm2": tiny_glm_tokenizer(texts, 1500, roles=False),
-            "chatglm3": tiny_glm_tokenizer(texts, 1500), "glm4": tokenizer}
 
 
 def read(name):

@@ -163,22 +163,6 @@ def test_golden_cached_decoding(golden, golden_model):
         assert max((layer.keys - keys).abs().max(), (layer.values - values).abs().max()) < TOLERANCE
 
 
-def test_a_row_with_both_masks_can_count_from_either(golden, golden_model):
-    """generate keeps a caller's two rows of positions: those of the published tokenizer, which counts from [MASK]."""
-    case = next(case for case in golden[1]["cases"] if case["case"] == "both_masks_tokenizer_built")
-    ids, positions = _of(golden, case, "input_ids", "position_ids")
-    for given in (positions, None):
-        first = golden_model.generate(ids, attention_mask=torch.ones_like(ids), position_ids=given, max_new_tokens=4, min_new_tokens=4,
-                                      do_sample=False)
-        marker = positions[0, 0, -1] if given is not None else v1.prefix_mask_and_positions(ids, None, golden_model.config)[1][0, 0, -1]
-        for place in range(ids.shape[1], first.shape[1]):
-            whole = v1.prefix_mask_and_positions(first[:, :place], None, golden_model.config)[1]
-            whole[:, 0] = torch.where(whole[:, 1] > 0, marker, whole[:, 0])
-            scores = golden_model(first[:, :place], position_ids=whole).logits[0, -1]
-            scores[golden_model.config.eos_token_id] = -torch.inf
-            assert scores.argmax() == first[0, place]
-
-
 # --- a second implementation -------------------------------------------------------------------------------------
 
 def reference(model, ids, layers_in_alpha):
@@ -432,6 +416,12 @@ def test_a_padded_batch_is_its_rows(attention, side):
         additive = packing.attention_mask(seen_by[0][1, 0], model)
         one = model(ids[1:2], attention_mask=additive, position_ids=seen_by[1][1:2])
         bare = model(ids).logits if side == "left" else model(ids[:1]).logits
+        square = seen[:, None, :, None] & seen[:, None, None, :]
+        hidden = (1 - seen_by[0] * square).to(torch.uint8)  # the published form: 1 = masked, a pad from itself too
+        for given in (hidden, seen_by[0]):
+            torch.testing.assert_close(model(ids, attention_mask=given, position_ids=seen_by[1]).logits[seen == 1], batch.logits[seen == 1],
+                                       atol=TOLERANCE, rtol=0)
+    assert torch.equal(v1.padding_of(hidden), seen)
     assert torch.equal(batch.logits, whole.logits) and batch.logits.isfinite().all()
     torch.testing.assert_close(one.logits[0][seen[1] == 1], batch.logits[1][seen[1] == 1], atol=TOLERANCE, rtol=0)
     torch.testing.assert_close(bare, batch.logits[: len(bare)], atol=TOLERANCE, rtol=0)
@@ -523,6 +513,28 @@ def test_generate_continues_an_answer_with_and_without_its_cache():
     assert torch.equal(cached.sequences, whole)
 
 
+def test_generate_counts_from_where_the_caller_says():
+    """The published tokenizer counts from [MASK] where a row has both; its two rows of positions are kept up with the answer."""
+    model, ids = make_model(), torch.tensor([[10, MASK, 12, 13, GMASK, SOP, 20]])
+    own = v1.prefix_mask_and_positions(ids, None, model.config)[1]
+    assert own[0].tolist() == [[0, 1, 2, 3, 4, 4, 4], [0, 0, 0, 0, 0, 1, 2]]
+    other = own.clone()
+    other[:, 0, 5:] = 1
+    steps = []
+    for positions in (None, other):
+        options = {} if positions is None else {"position_ids": positions}
+        answer = model.generate(ids, attention_mask=torch.ones_like(ids), do_sample=False, min_new_tokens=6, max_new_tokens=6,
+                                return_dict_in_generate=True, output_logits=True, **options)
+        row = answer.sequences
+        whole = v1.prefix_mask_and_positions(row, None, model.config)[1]
+        if positions is not None:
+            whole[:, 0, 5:] = 1
+        wanted = model(row, position_ids=whole).logits[:, ids.shape[1] - 1:-1]
+        torch.testing.assert_close(torch.stack(answer.logits, 1), wanted, atol=5e-5, rtol=0)
+        steps.append(wanted)
+    assert (steps[0] - steps[1]).abs().max() > 0.1
+
+
 def test_beams_and_sampling_do_not_depend_on_the_cache():
     model = make_model()
     ids, seen = padded(ROWS, "left")
@@ -578,6 +590,9 @@ def test_what_cannot_be_known_is_refused():
         ("does not fit", lambda: model(ids, attention_mask=torch.ones(2, 7))),
         ("either input_ids or inputs_embeds", lambda: model(attention_mask=mask)),
         ("inputs_embeds need", lambda: model(inputs_embeds=embeds)),
+        ("4-D attention_mask needs position_ids", lambda: model(ids[:, 2:], attention_mask=mask[:, :, 2:], past_key_values=_half_cache(model, ids))),
+        ("2 cached and 6 new", lambda: model(ids[:, 2:], attention_mask=torch.ones(2, 6), position_ids=positions[..., 2:],
+                                                          past_key_values=_half_cache(model, ids))),
         ("row 1 is padded on the right", lambda: model.generate(ids, attention_mask=torch.tensor([[1] * 8, [1] * 7 + [0]]))),
         ("inside a prompt", lambda: model.generate(ids, attention_mask=torch.ones(2, 8), past_key_values=_half_cache(model, ids))),
         ("must be 2D", lambda: model.generate(ids, attention_mask=mask)),
@@ -586,7 +601,7 @@ def test_what_cannot_be_known_is_refused():
             call()
     with torch.no_grad():
         given = model(inputs_embeds=embeds, attention_mask=mask, position_ids=positions).logits
-        assert torch.equal(given, model(ids).logits)
+        assert torch.equal(given, model(ids).logits) and torch.equal(given, model(ids, attention_mask=mask).logits)
 
 
 def _half_cache(model, ids):

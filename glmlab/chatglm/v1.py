@@ -292,31 +292,32 @@ class ChatGLMModel(ChatGLMPreTrainedModel):
 
     def _mask_and_positions(self, input_ids, embeds, attention_mask, position_ids, cache) -> tuple[torch.Tensor | None, torch.Tensor]:
         """The mask as the attention function wants it, and the positions (b, 2, s)."""
-        past = int(cache.get_seq_length()) if cache is not None else 0
-        given = attention_mask is not None and attention_mask.dim() == 4
-        if position_ids is not None and (position_ids.dim() != 3 or position_ids.shape[1:] != (2, embeds.shape[1])):
-            raise ValueError(f"position_ids {tuple(position_ids.shape)}: ChatGLM-6B has two rows of positions, (batch, 2, "
-                             f"{embeds.shape[1]}) here; leave them out to have them found in the ids")
-        if given and position_ids is not None:
+        past, length = int(cache.get_seq_length()) if cache is not None else 0, embeds.shape[1]
+        if position_ids is not None and (position_ids.dim() != 3 or position_ids.shape[1:] != (2, length)):
+            raise ValueError(f"position_ids {tuple(position_ids.shape)}: ChatGLM-6B has two rows of positions, (batch, 2, {length}) here; "
+                             "leave them out to have them found in the ids")
+        if attention_mask is not None and attention_mask.dim() == 4:
+            if position_ids is None:
+                if past or input_ids is None:
+                    raise ValueError("a 4-D attention_mask needs position_ids here: they can only be found in whole rows of ids")
+                position_ids = _positions(input_ids, _real_tokens(input_ids, None, self.config), self.config)
             return self._as_attention_wants(_given_mask(attention_mask), embeds), position_ids
         if input_ids is None:
-            raise ValueError("inputs_embeds need position_ids (batch, 2, tokens) and a 4-D attention_mask: both are found in ids only")
+            raise ValueError("inputs_embeds need a 4-D attention_mask and position_ids: both can only be found in ids")
         if past:
-            real = None if given else attention_mask
+            if attention_mask is not None and attention_mask.shape != (len(input_ids), past + length):
+                raise ValueError(f"attention_mask {tuple(attention_mask.shape)} does not fit {past} cached and {length} new tokens")
             if position_ids is None:
-                position_ids, real = _continue_rows(cache, input_ids, real)
-            if given:
-                return self._as_attention_wants(_given_mask(attention_mask), embeds), position_ids
-            return create_causal_mask(self.config, embeds, real, cache), position_ids
-        real = _real_tokens(input_ids, None if given else attention_mask, self.config)
-        seen, found = prefix_mask_and_positions(input_ids, real, self.config)
+                position_ids, attention_mask = _continue_rows(cache, input_ids, attention_mask)
+            return create_causal_mask(self.config, embeds, attention_mask, cache), position_ids
+        real = _real_tokens(input_ids, attention_mask, self.config)
+        mask, found = prefix_mask_and_positions(input_ids, real, self.config)
         if cache is not None:
             if position_ids is None:
                 cache.chatglm_rows = (found[..., -1], real)
-            longer = cache.get_mask_sizes(embeds.shape[1], 0)[0] - embeds.shape[1]  # a static cache has room for what comes
-            seen = nn.functional.pad(seen, (0, longer), value=False)
-        return (self._as_attention_wants(_given_mask(attention_mask) if given else seen, embeds),
-                found if position_ids is None else position_ids)
+            longer = cache.get_mask_sizes(length, 0)[0] - length  # a static cache has room for what comes
+            mask = nn.functional.pad(mask, (0, longer), value=False)
+        return self._as_attention_wants(mask, embeds), found if position_ids is None else position_ids
 
     def _as_attention_wants(self, mask, embeds) -> torch.Tensor:
         """eager can only add a mask to the scores; sdpa takes bool too."""

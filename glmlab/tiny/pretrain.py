@@ -40,7 +40,7 @@ RECIPES = {
     "glm4-tiny": Recipe(),
     "chatglm3-tiny": Recipe(family="chatglm3"),
     # one matrix less in the MLP, hence the wider one; no grouped queries
-    "chatglm-tiny": Recipe(family="chatglm", intermediate_size=1024, kv_heads=4, context=2048),
+    "chatglm-tiny": Recipe(family="chatglm", intermediate_size=1024, kv_heads=4, context=2048, steps=3000),
 }
 
 
