@@ -25,9 +25,17 @@ class Base:
 
 
 CATALOGUE = {base.name: base for base in (
-    Base("glm4-tiny", "glm4-tiny", 0.004, 0.01, 0.01, "MIT (made by this course)"),
+    Base("glm4-tiny", "glm4-tiny", 0.006, 0.01, 0.01, "MIT (made by this course)"),
+    Base("chatglm3-tiny", "chatglm3-tiny", 0.006, 0.01, 0.01, "MIT (made by this course)"),
+    Base("chatglm-tiny", "chatglm-tiny", 0.007, 0.01, 0.01, "MIT (made by this course)"),
     Base("glm-4-9b-0414", "zai-org/GLM-4-9B-0414", 9.4, 6.2, 17.5, "MIT"),
     Base("glm-4-32b-0414", "zai-org/GLM-4-32B-0414", 32.6, 18.2, 60.7, "MIT"),
+    Base("glm-4-9b-chat", "zai-org/glm-4-9b-chat", 9.4, 6.2, 17.5, "GLM-4 licence (registration for commercial use)"),
+    Base("chatglm3-6b", "zai-org/chatglm3-6b", 6.24, 3.7, 11.6, "ChatGLM3 licence (registration for commercial use)"),
+    Base("chatglm3-6b-32k", "zai-org/chatglm3-6b-32k", 6.24, 3.7, 11.6, "ChatGLM3 licence (registration for commercial use)"),
+    Base("chatglm3-6b-128k", "zai-org/chatglm3-6b-128k", 6.24, 3.7, 11.6, "ChatGLM3 licence (registration for commercial use)"),
+    Base("chatglm2-6b", "zai-org/chatglm2-6b", 6.24, 3.7, 11.6, "ChatGLM2 licence (registration for commercial use)"),
+    Base("chatglm-6b", "zai-org/chatglm-6b", 6.17, 3.7, 11.5, "ChatGLM licence (registration for commercial use)"),
 )}
 GLM_TYPES = ("chatglm", "glm", "glm4")
 #: What the `rope_ratio` of an original config stretches, where the generation is said; else its name decides.
@@ -147,6 +155,8 @@ def load_base(name_or_folder, quantization: str = "nf4", dtype=None, device=None
         raise ValueError(f"quantization {quantization!r}: choose nf4 or none")
     source = base_source(name_or_folder)
     logging.disable_progress_bar()  # a bar over tensors says nothing and fills reports
+    if source == getattr(CATALOGUE.get(str(name_or_folder)), "source", None):  # from the Hub, not from a folder of the course
+        print(f"{name_or_folder}: the weights of {source} are under this licence: {CATALOGUE[str(name_or_folder)].licence}")
     device, _ = devices.pick_device(device or "auto")
     dtype, _ = devices.pick_dtype(device, dtype or "auto")
     hub = _revision(name_or_folder)

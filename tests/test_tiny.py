@@ -1,7 +1,8 @@
-"""The tiny base that ships: a real GLM-4 of at most 8 M parameters, and the text it was made from."""
+"""The tiny bases that ship: real GLM-4, ChatGLM3 and ChatGLM-6B of at most 8 M parameters, and the text they were made from."""
 
 import json
 import random
+from functools import cache
 from itertools import islice
 
 import pytest
@@ -10,33 +11,42 @@ from glmlab import chat, paths
 from glmlab.tasks import calls, intent
 from glmlab.tiny import corpus, telecom
 
-FOLDER = paths.models("glm4-tiny")
+#: base -> (class, its linear layers in one layer, chat format)
+BASES = {"glm4-tiny": ("Glm4ForCausalLM", 6, "glm4"), "chatglm3-tiny": ("GlmForCausalLM", 6, "chatglm3"),
+         "chatglm-tiny": ("ChatGLMForCausalLM", 4, "chatglm")}
+every_base = pytest.mark.parametrize("name", BASES)
 
 
-@pytest.fixture(scope="module")
-def base():
+@cache
+def loaded(name):
     from glmlab import models
-    return models.load_base("glm4-tiny", "none", "fp32", "cpu")
+    return models.load_base(name, "none", "fp32", "cpu")
 
 
-def test_size_and_architecture(base):
-    from transformers import Glm4ForCausalLM
-    model, tokenizer = base
+@pytest.fixture
+def base():
+    return loaded("glm4-tiny")
+
+
+@every_base
+def test_size_and_architecture(name):
+    model, tokenizer = loaded(name)
     config = model.config
-    assert type(model) is Glm4ForCausalLM
+    assert type(model).__name__ == BASES[name][0] and chat.format_of(tokenizer).name == BASES[name][2]
     assert sum(p.numel() for p in model.parameters()) <= 8_000_000
-    assert (FOLDER / "model.safetensors").stat().st_size <= 16e6
-    assert all(size % 64 == 0 for size in (config.hidden_size, config.intermediate_size, config.head_dim * config.num_attention_heads))
+    assert (paths.models(name) / "model.safetensors").stat().st_size <= 16e6
+    assert config.hidden_size % 64 == 0 and config.intermediate_size % 64 == 0
     assert 6000 <= len(tokenizer) == config.vocab_size <= 8192
 
 
-def test_nf4_is_the_real_thing():
+@every_base
+def test_nf4_is_the_real_thing(name):
     from bitsandbytes.nn import Linear4bit
 
     from glmlab import models
-    model, _ = models.load_base("glm4-tiny", "nf4", "fp32", "cpu")
+    model, _ = models.load_base(name, "nf4", "fp32", "cpu")
     quantised = [name.rsplit(".", 1)[-1] for name, module in model.named_modules() if isinstance(module, Linear4bit)]
-    assert len(quantised) == 6 * model.config.num_hidden_layers and "lm_head" not in quantised
+    assert len(quantised) == BASES[name][1] * model.config.num_hidden_layers and "lm_head" not in quantised
     assert all(module.support_avx512bf16_for_cpu is False for module in model.modules() if isinstance(module, Linear4bit))
 
 
@@ -46,20 +56,22 @@ def test_prompt_equals_its_chat_template(base):
     assert rendered == chat.prompt_ids(base[1], messages)
 
 
-def test_it_writes_fluent_text(base):
+@every_base
+def test_it_writes_fluent_text(name):
     import torch
-    model, tokenizer = base
+    model, tokenizer = loaded(name)
     ids = torch.tensor([[*chat.start_ids(tokenizer), *chat.text_ids(tokenizer, "您好很高兴为您服务[SEP]")]])
     with torch.no_grad():
-        loss = model(input_ids=ids, labels=ids).loss
+        loss = torch.nn.functional.cross_entropy(model(input_ids=ids).logits[0, 1:-1], ids[0, 2:])
         out = model.generate(ids, attention_mask=torch.ones_like(ids), max_new_tokens=40, do_sample=False)
     written = tokenizer.decode(out[0, ids.shape[1]:])
     assert loss < 3 and sum("一" <= character <= "鿿" for character in written) >= 20
 
 
-def test_the_card_says_what_was_measured():
-    record = json.loads((FOLDER / "training.json").read_text(encoding="utf-8"))
-    card = (FOLDER / "README.md").read_text(encoding="utf-8")
+@every_base
+def test_the_card_says_what_was_measured(name):
+    record = json.loads((paths.models(name) / "training.json").read_text(encoding="utf-8"))
+    card = (paths.models(name) / "README.md").read_text(encoding="utf-8")
     for figure in (f"{record['tokens']:,}", record["device"], f"{record['tokens_per_second']:,}", *(f"{v:.3f}" for v in record["heldout_loss"].values())):
         assert figure in card
     assert record["steps_done"] == record["recipe"]["steps"]
@@ -96,13 +108,43 @@ def test_encoding_is_deterministic_and_full(base):
     assert (one == two).all() and sum(shares.values()) == 3000 and len(set(one.tolist())) > 300
 
 
-def test_a_base_is_made_from_nothing(tmp_path, monkeypatch):
+@every_base
+def test_a_base_is_made_from_nothing(name, tmp_path, monkeypatch):
     from dataclasses import replace
 
     from glmlab.tiny import pretrain
-    small = replace(pretrain.Recipe(), vocab_size=700, hidden_size=64, layers=1, heads=2, kv_heads=1, row=64, batch=2, steps=3, tokenizer_documents=50)
-    monkeypatch.setitem(pretrain.RECIPES, "glm4-tiny", small)
+    small = replace(pretrain.RECIPES[name], vocab_size=900, hidden_size=64, layers=1, heads=2, kv_heads=1, row=512, batch=2, steps=3,
+                    tokenizer_documents=50)
+    monkeypatch.setitem(pretrain.RECIPES, name, small)
     lines = []
-    folder = pretrain.make("glm4-tiny", lines.append, out=tmp_path / "glm4-tiny", compiled=False)
+    folder = pretrain.make(name, lines.append, out=tmp_path / name, compiled=False)
     assert {"config.json", "model.safetensors", "tokenizer.json", "training.json", "README.md"} <= {path.name for path in folder.iterdir()}
-    assert json.loads((folder / "training.json").read_text(encoding="utf-8"))["tokens"] == 3 * 2 * 64
+    assert json.loads((folder / "training.json").read_text(encoding="utf-8"))["tokens"] == 3 * 2 * 512
+    from glmlab import models
+    model, tokenizer = models.load_base(folder, "none", "fp32", "cpu")
+    assert type(model).__name__ == BASES[name][0] and len(tokenizer) == 900
+
+
+def test_rows_of_whole_documents_are_the_documents_alone():
+    """ChatGLM-6B is pre-trained on several documents a row: each sees its own prompt both ways and nothing else."""
+    import torch
+
+    from glmlab.tiny import pretrain
+    model, tokenizer = loaded("chatglm-tiny")
+    ids, shares = corpus.encode(tokenizer, "rows", 2048, corpus.MIX, row=1024)
+    rows = torch.from_numpy(ids.astype("int64")).view(2, 1024)
+    inputs, targets = pretrain.documents_in_rows(rows, model.config)
+    end, sop = model.config.eos_token_id, model.config.bos_token_id
+    learnt = checked = 0
+    with torch.no_grad():
+        together = model.base_model(input_ids=rows, use_cache=False, **inputs).last_hidden_state
+        for row, hidden, wanted in zip(rows, together, targets):
+            start = 0
+            for stop in ((row == end).nonzero().flatten() + 1).tolist():
+                alone = model.base_model(input_ids=row[None, start:stop], use_cache=False).last_hidden_state[0]
+                assert (alone - hidden[start:stop]).abs().max() < 1e-4
+                first = row[start:stop].tolist().index(sop) + start
+                assert (wanted[start:first] == -100).all() and torch.equal(wanted[first : stop - 1], row[first + 1 : stop])
+                learnt, checked, start = learnt + stop - 1 - first, checked + 1, stop
+            assert (wanted[start - 1 :] == -100).all()  # the padding at the end
+    assert checked > 4 and sum(shares.values()) <= 2048 and learnt == (targets != -100).sum()

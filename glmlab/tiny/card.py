@@ -5,6 +5,13 @@ from pathlib import Path
 
 from glmlab import paths
 
+#: By family of the recipe: (generation, class, what is real about it, how its vocabulary was made).
+KINDS = {
+    "glm4": ("GLM-4", "Glm4ForCausalLM", "sandwich norms, grouped queries, half rotary", "byte-level BPE"),
+    "chatglm3": ("ChatGLM3", "GlmForCausalLM", "grouped queries, half rotary, role ids", "BPE with byte fallback, built as ChatGLM3's"),
+    "chatglm": ("ChatGLM-6B", "ChatGLMForCausalLM", "prompt read both ways, two rows of positions, scaled residuals of normalised states",
+                "unigram vocabulary with byte fallback, built as ChatGLM-6B's"),
+}
 ABOUT = {
     "telecom": "calls to a mobile operator as a recogniser writes them, and conversations about them",
     "service": "shop, technical-support and financial-service dialogues",
@@ -25,6 +32,11 @@ def write_card(folder: Path) -> Path:
     folder = Path(folder)
     record = json.loads((folder / "training.json").read_text(encoding="utf-8"))
     recipe = record["recipe"]
+    generation, model_class, real, vocabulary = KINDS[recipe.get("family", "glm4")]
+    own = "" if recipe.get("family") != "chatglm" else """
+Prompts are never predicted, and no document sees another: half of the conversations were written as plain text, so that the model learns
+to write such words too. Long documents (over 2,048 tokens) were left out.
+"""
     total = sum(record["tokens_by_generator"].values())
     shares = "\n".join(f"| {name} | {ABOUT[name]} | {100 * count / total:.0f} % | {record['heldout_loss'][name]:.3f} |"
                        for name, count in record["tokens_by_generator"].items())
@@ -35,11 +47,11 @@ license: mit
 library_name: transformers
 pipeline_tag: text-generation
 ---
-# {folder.name}: a GLM-4 of {record['parameters'] / 1e6:.1f} million parameters
+# {folder.name}: a {generation} of {record['parameters'] / 1e6:.1f} million parameters
 
-`Glm4ForCausalLM` with random beginnings, trained from scratch for GLM Lab so that the whole course runs on a laptop: real architecture
-(sandwich norms, grouped queries, half rotary), real special tokens and chat format, its own byte-level BPE of {recipe['vocab_size']:,} tokens.
-Every module that NF4, LoRA, packing and scoring touch is the one the 9B model has.
+`{model_class}` with random beginnings, trained from scratch for GLM Lab so that the whole course runs on a laptop: real architecture
+({real}), real special tokens and chat format, its own vocabulary of {recipe['vocab_size']:,} tokens ({vocabulary}).
+Every module that NF4, LoRA, packing and scoring touch is the one the real model has.
 
 | | |
 |---|---|
@@ -59,8 +71,10 @@ All of it comes from the generators in `glmlab/tiny`; held-out loss is in nats a
 {shares}
 
 The telecom text is built like the calls of project 1 from another phrase bank: none of its customer wordings occurs in the train, dev or
-test calls (a test proves it), and no label name or number is in it. It does teach the model to tell in free words what a call is about.
-
+test calls (a test proves it), and no label name or number is in it. It does teach the model to tell what a call is about: in free words, in
+headings and terms of the trade, and by the two-digit codes of an invented house. So the base can read the calls before any fine-tuning;
+what a fine-tune on project 1 adds is its 34 labels, their names and numbers, and how often each occurs.
+{own}
 ## What it writes
 Greedy continuations of the words in bold:
 
