@@ -30,11 +30,11 @@ def use_chinese_font() -> str:
     return name
 
 
-def _axes(width: float, height: float, rows: int = 1, **options):
+def _axes(width: float, height: float, rows: int = 1, columns: int = 1, **options):
     """A figure in inches and its axes, with the Chinese font."""
     import matplotlib.pyplot as plt
     use_chinese_font()
-    figure, axes = plt.subplots(rows, 1, figsize=(width, height), layout="constrained", **options)
+    figure, axes = plt.subplots(rows, columns, figsize=(width, height), layout="constrained", **options)
     plt.close(figure)  # else a notebook shows it twice, and pyplot keeps it for ever
     for axis in figure.axes:
         axis.spines[["top", "right"]].set_visible(False)
@@ -253,4 +253,154 @@ def comparison_bars(rows: list[dict], path=None, scores=("accuracy", "f1_macro")
     axis.set(yticks=range(len(rows)), ylim=(len(rows) - 0.45, -0.55), xlim=(0, 1.08), xlabel="score (whiskers: 95 % interval)")
     axis.set_yticklabels([row["name"] for row in rows])
     figure.legend(loc="outside lower center", ncols=len(scores), frameon=False)
+    return save(figure, path)
+
+
+# --- the generations ---------------------------------------------------------------------------------------------
+
+def attention_masks(panels: dict, path=None):
+    """Who sees whom, one square a generation, side by side: a row is a token, a coloured column a token that it sees.
+
+    panels: {title: (the tokens' texts, mask bool (tokens, tokens), tokens of the prompt)}; a line parts prompt and answer.
+    """
+    import numpy as np
+    from matplotlib.colors import ListedColormap
+    from matplotlib.patches import Patch
+    colours = ("white", "#a6c8e4", COLOURS[1])
+    sizes = [len(tokens) for tokens, _, _ in panels.values()]
+    figure, axes = _axes(0.33 * sum(sizes) + 1.1 * len(panels), 0.33 * max(sizes) + 2.0, 1, len(panels), squeeze=False, width_ratios=sizes)
+    for axis, (title, (tokens, mask, prompt)) in zip(axes[0], panels.items()):
+        seen = np.asarray(mask, dtype=int)
+        seen += np.triu(seen, 1)  # 2: a token that comes later
+        axis.imshow(seen, cmap=ListedColormap(colours), vmin=0, vmax=2)
+        _token_ticks(axis, tokens)
+        axis.set_yticks(range(len(tokens)), tokens, fontsize=9)
+        axis.set_xticks(np.arange(len(tokens)) - 0.5, minor=True)
+        axis.set_yticks(np.arange(len(tokens)) - 0.5, minor=True)
+        axis.grid(which="minor", color="#dddddd", linewidth=0.6)
+        axis.tick_params(which="both", length=0)
+        for line in (axis.axhline, axis.axvline):
+            line(prompt - 0.5, color="#333333", linewidth=1.2)
+        axis.set_title(title)
+    figure.legend(handles=[Patch(facecolor=colours[1], edgecolor="#999999", label="sees itself and what came before"),
+                           Patch(facecolor=colours[2], edgecolor="#999999", label="sees what comes later"),
+                           Patch(facecolor="white", edgecolor="#333333", label="the line: prompt before, answer behind it")],
+                  loc="outside lower center", ncols=3, frameon=False)
+    return save(figure, path)
+
+
+def positions(panels: dict, path=None):
+    """The positions of each token, one picture a generation: {title: (the tokens' texts, {name of a row of positions: numbers})}."""
+    longest = max(len(tokens) for tokens, _ in panels.values())
+    figure, axes = _axes(0.42 * longest + 2.5, 2.5 * len(panels), len(panels), squeeze=False)
+    for axis, (title, (tokens, rows)) in zip(axes[:, 0], panels.items()):
+        for number, (name, values) in enumerate(rows.items()):
+            axis.plot(range(len(tokens)), values, ("o-", "s--")[number % 2], color=COLOURS[number % 5], markersize=5, label=name)
+        _token_ticks(axis, tokens)
+        axis.yaxis.get_major_locator().set_params(integer=True)
+        axis.set(xlim=(-0.6, longest - 0.4), ylim=(-0.8, None), ylabel="position", title=title)
+        axis.grid(axis="y", color="#eeeeee")
+        axis.legend(loc="center left", bbox_to_anchor=(1.0, 0.5), frameon=False)
+    return save(figure, path)
+
+
+def _token_ticks(axis, tokens: list[str]) -> None:
+    """A tick a token; short texts stand upright."""
+    axis.set_xticks(range(len(tokens)), tokens, fontsize=9)
+    for label in axis.get_xticklabels():
+        label.set_rotation(0 if len(label.get_text()) <= 2 else 90)
+
+
+def rotary_angles(panels: dict, path=None):
+    """How far each pair of numbers of a head is turned at each token: the cosine of the angle, one picture a generation.
+
+    panels: {title: (cosines float (pairs, tokens), tokens of the prompt)}. White pairs are not turned at all.
+    """
+    longest = max(cosines.shape[1] for cosines, _ in panels.values())
+    figure, axes = _axes(10, 3.0 * len(panels) + 0.5, len(panels), sharex=True, squeeze=False)
+    for axis, (title, (cosines, prompt)) in zip(axes[:, 0], panels.items()):
+        picture = axis.imshow(cosines, cmap="Blues_r", vmin=-1, vmax=1, aspect="auto", interpolation="nearest",
+                              extent=(0, cosines.shape[1], cosines.shape[0], 0))
+        axis.axhline(cosines.shape[0] / 2, color="#333333", linewidth=0.8)
+        axis.axvline(prompt, color=COLOURS[1], linewidth=2)
+        axis.set(xlim=(0, longest), ylabel="pair of a head", title=title)
+    axes[-1, 0].set_xlabel("token (behind the orange line: the answer)")
+    figure.colorbar(picture, ax=axes, shrink=0.6, label="cosine of the angle (1: not turned)")
+    return save(figure, path)
+
+
+def layer_diagrams(path=None):
+    """One layer of each generation, from its input below to its output above: where the norms stand and what is added."""
+    figure, axes = _axes(12.5, 7.6, 1, 3)
+    _layer(axes[0], "ChatGLM-6B: norm after every sum", _on_the_line,
+           [("LayerNorm\ninput_layernorm", "attention"), ("LayerNorm\npost_attention_layernorm", "feed-forward\nGELU, 4 x wide")])
+    _layer(axes[1], "ChatGLM2, ChatGLM3: pre-norm", _on_a_branch,
+           [("RMSNorm\ninput_layernorm", "attention", ""), ("RMSNorm\npost_attention_layernorm", "feed-forward\nSwiGLU", "")])
+    _layer(axes[2], "GLM-4-0414: sandwich norms", _on_a_branch,
+           [("RMSNorm\ninput_layernorm", "attention", "RMSNorm\npost_self_attn_layernorm"),
+            ("RMSNorm\npost_attention_layernorm", "feed-forward\nSwiGLU", "RMSNorm\npost_mlp_layernorm")])
+    return save(figure, path)
+
+
+SUM_AT = 5.2  # height of one half of a layer, up to the sum that ends it
+
+
+def _layer(axis, title: str, half, parts: list[tuple]) -> None:
+    """Both halves of a layer, one above the other."""
+    axis.set(xlim=(-2.2, 6.4), ylim=(-1.1, 2 * SUM_AT + 1.4), title=title)
+    axis.axis("off")
+    axis.text(0, -0.75, "input", ha="center", va="center")
+    _arrow(axis, (0, -0.45), (0, 0))
+    for number, names in enumerate(parts):
+        half(axis, number * SUM_AT, *names)
+        axis.text(0, (number + 1) * SUM_AT, "+", ha="center", va="center", fontsize=12, zorder=3,
+                  bbox={"boxstyle": "circle,pad=0.15", "facecolor": "white", "edgecolor": "#333333"})
+    _arrow(axis, (0, 2 * SUM_AT + 0.3), (0, 2 * SUM_AT + 0.9))
+    axis.text(0, 2 * SUM_AT + 1.15, "output", ha="center", va="center")
+
+
+def _on_a_branch(axis, low: float, before: str, inside: str, after: str) -> None:
+    """The sum carries the input as it is; the norms stand on the branch beside it."""
+    _line(axis, (0, low), (0, low + SUM_AT))
+    _line(axis, (0, low + 0.55), (3.6, low + 0.55), (3.6, low + SUM_AT))
+    _arrow(axis, (3.6, low + SUM_AT), (0.35, low + SUM_AT))
+    _box(axis, 3.6, low + 1.3, before, COLOURS[0])
+    _box(axis, 3.6, low + 2.65, inside, "#666666")
+    if after:
+        _box(axis, 3.6, low + 4.0, after, COLOURS[1])
+
+
+def _on_the_line(axis, low: float, before: str, inside: str) -> None:
+    """The norm stands before the branch begins: the sum carries the normalised input, times alpha."""
+    _line(axis, (0, low), (0, low + SUM_AT))
+    _line(axis, (0, low + 2.2), (3.9, low + 2.2), (3.9, low + SUM_AT))
+    _arrow(axis, (3.9, low + SUM_AT), (0.35, low + SUM_AT))
+    _box(axis, 0, low + 1.3, before, COLOURS[0], wide=4.2)
+    _box(axis, 0, low + 3.4, "× α", COLOURS[4], wide=1.4)
+    _box(axis, 3.9, low + 3.4, inside, "#666666", wide=3.8)
+
+
+def _box(axis, x: float, y: float, text: str, colour: str, wide: float = 5.0) -> None:
+    from matplotlib.patches import FancyBboxPatch
+    axis.add_patch(FancyBboxPatch((x - wide / 2, y - 0.45), wide, 0.9, "round,pad=0,rounding_size=0.15", facecolor="white",
+                                  edgecolor=colour, linewidth=1.6, zorder=2))
+    axis.text(x, y, text, ha="center", va="center", fontsize=8.5, color=colour, zorder=3)
+
+
+def _line(axis, *points) -> None:
+    axis.plot(*zip(*points), color="#333333", linewidth=1.2, zorder=1)
+
+
+def _arrow(axis, start, end) -> None:
+    axis.annotate("", end, start, arrowprops={"arrowstyle": "-|>", "color": "#333333", "linewidth": 1.2, "shrinkA": 0, "shrinkB": 0})
+
+
+def loss_lines(series: dict, path=None, unit: str = "nats"):
+    """The training loss of several runs: {name: [(step, loss), …]}."""
+    figure, axis = _axes(9, 4.2)
+    for number, (name, points) in enumerate(series.items()):
+        axis.plot(*zip(*points), ("o-", "s--", "^:")[number % 3], color=COLOURS[number % 5], markersize=4, label=name)
+    axis.xaxis.get_major_locator().set_params(integer=True)
+    axis.set(xlabel="step", ylabel=f"training loss ({unit})", ylim=0, title="Loss")
+    axis.legend(loc="upper right")
     return save(figure, path)

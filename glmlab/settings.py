@@ -99,23 +99,26 @@ class TrainSettings:
     dev_file: str = _intent_file("dev")
     train_samples: int = option(0, "calls to train on, drawn with the seed; 0: all", low=0)
     dev_samples: int = option(60, "calls of the evaluations during training; 0: all", low=0)
+    balance: float = option(1.0, "repeat the calls of rare labels: 0 leaves the shares as they are, 1 makes all labels equally frequent",
+                            low=0, high=1)
     form: str = _form()
     method: str = option("qlora", "qlora: base in 4 bit (nf4, double quantisation); lora: base in 16 or 32 bit", choices=("qlora", "lora"))
     rank: int = option(16, "rank r of the adapter matrices", low=1)
     alpha: int = option(32, "scale: the adapter's output is multiplied by alpha / rank", low=1)
     dropout: float = option(0.05, "share of the adapter's inputs zeroed in training", low=0, below=1)
-    target_modules: str = option("q_proj,k_proj,v_proj,o_proj,gate_up_proj,down_proj", "linear layers that get an adapter, or all-linear",
+    target_modules: str = option("gate_up_proj,down_proj", "linear layers that get an adapter, or all-linear",
                                  pattern=r"all-linear|[\w.]+(,[\w.]+)*")
-    learning_rate: float = option(2e-3, "highest learning rate", above=0)
+    layers: int = option(1, "adapters in so many layers, counted from the last; 0: in all", low=0)
+    learning_rate: float = option(6e-3, "highest learning rate", above=0)
     warmup_steps: int = option(20, "steps of linear rise to learning_rate", low=0)
     schedule: str = option("cosine", "learning rate after the warm-up: cosine, linear, constant_with_warmup, constant",
                            choices=("cosine", "linear", "constant_with_warmup", "constant"))
     weight_decay: float = option(0.0, "decoupled weight decay of AdamW", low=0)
     batch_size: int = option(4, "calls in one forward and backward pass", low=1)
     accumulation: int = option(1, "passes before one optimizer step; effective batch: batch_size x accumulation", low=1)
-    steps: int = option(150, "optimizer steps", low=1)
-    checkpoint_steps: int = option(50, "a checkpoint every so many steps", low=1)
-    eval_steps: int = option(50, "an evaluation every so many steps; 0: none", low=0)
+    steps: int = option(450, "optimizer steps", low=1)
+    checkpoint_steps: int = option(150, "a checkpoint every so many steps", low=1)
+    eval_steps: int = option(150, "an evaluation every so many steps; 0: none", low=0)
     early_stopping: int = option(0, "evaluations without improvement before training ends; 0: off", low=0)
     max_length: int = _max_length()
     share_prefix: bool = option(True, "compute the prompt that all calls share once a pass; dropout is then drawn once for it")
@@ -201,9 +204,53 @@ class CompareSettings:
     seed: int = _seed()
 
 
+@dataclass(frozen=True)
+class FamilySettings:
+    """41_glm_family: the generations side by side, then one fine-tune of each with the same rows and the same budget."""
+
+    prompt: str = option("您好，我想查一下这个月的话费。", "the question that goes through all generations", filled=True)
+    bases: str = option("glm4-tiny,chatglm3-tiny,chatglm-tiny", "bases to fine-tune, with commas", pattern=r"[^\s,]+(,[^\s,]+)*")
+    run: str = option("family", "the runs are data/runs/RUN-BASE, one a base", filled=True)
+    train_file: str = _intent_file("train")
+    test_file: str = _intent_file("test")
+    train_samples: int = option(1000, "calls to train on, drawn with the seed; 0: all", low=0)
+    samples: int = option(150, "test calls for the comparison, drawn with the seed; 0: all", low=0)
+    balance: float = option(1.0, "repeat the calls of rare labels: 0 leaves the shares as they are, 1 makes all labels equally frequent",
+                            low=0, high=1)
+    form: str = _form()
+    method: str = option("lora", "qlora: base in 4 bit (nf4, double quantisation); lora: base in 16 or 32 bit", choices=("qlora", "lora"))
+    rank: int = option(16, "rank r of the adapter matrices", low=1)
+    alpha: int = option(32, "scale: the adapter's output is multiplied by alpha / rank", low=1)
+    layers: int = option(1, "adapters in so many layers, counted from the last; 0: in all", low=0)
+    learning_rate: float = option(3e-3, "highest learning rate", above=0)
+    warmup_steps: int = option(10, "steps of linear rise to learning_rate", low=0)
+    batch_size: int = option(4, "calls in one forward and backward pass", low=1)
+    steps: int = option(120, "optimizer steps, the same for every base", low=1)
+    checkpoint_steps: int = option(60, "a checkpoint every so many steps", low=1)
+    max_length: int = _max_length()
+    bootstrap: int = option(2000, "resamples behind each interval and test", low=100, high=100_000)
+    output_dir: str = option("", "folder of the comparison; empty: reports/family", empty=("reports", "family"))
+    device: str = _device()
+    dtype: str = option("fp32", "number format of the computation: auto, bf16, fp16 or fp32", choices=("auto", "bf16", "fp16", "fp32"))
+    seed: int = _seed()
+
+    def problems(self) -> list[str]:
+        """A base named twice, and what `TrainSettings` refuses."""
+        names = self.bases.split(",")
+        twice = sorted({name for name in names if names.count(name) > 1})
+        found = [f"bases: {', '.join(twice)} more than once; name each base once"] if twice else []
+        return found + self.training(names[0]).problems()
+
+    def training(self, base: str) -> TrainSettings:
+        """The settings of one base's run: all are the same but run and base. There is no evaluation on dev."""
+        shared = {item.name: getattr(self, item.name) for item in fields(TrainSettings) if hasattr(self, item.name)}
+        return TrainSettings(**shared | {"run": f"{self.run}-{Path(base).name}", "base": base, "target_modules": "all-linear",
+                                         "eval_steps": 0, "dev_samples": 0, "keep_optimizer": False})
+
+
 #: The settings of each notebook.
 NOTEBOOKS = {"00_welcome": WelcomeSettings, "01_data": DataSettings, "02_train": TrainSettings, "03_eval": EvalSettings,
-             "04_compare": CompareSettings}
+             "04_compare": CompareSettings, "41_glm_family": FamilySettings}
 
 
 # --- reading a notebook's parameters -----------------------------------------------------------------------------

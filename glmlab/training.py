@@ -43,7 +43,7 @@ def prepare(settings):
         raise ValueError("dtype fp16 trains on NVIDIA GPUs only, where the loss is scaled against underflow; use fp32 or bf16 here")
     model.requires_grad_(False)
     adapter = LoraConfig(r=settings.rank, lora_alpha=settings.alpha, lora_dropout=settings.dropout, task_type="CAUSAL_LM",
-                         target_modules=_targets(model, settings))
+                         target_modules=_targets(model, settings), layers_to_transform=_layers(model, settings))
     with warnings.catch_warnings():  # peft asks transformers for an attribute by its deprecated name
         warnings.simplefilter("ignore", FutureWarning)
         model = get_peft_model(model, adapter)
@@ -65,6 +65,14 @@ def _targets(model, settings) -> list[str]:
         raise ValueError(f"target_modules: {settings.base} has no linear layer {', '.join(missing)} to put an adapter on; "
                          f"it has {', '.join(last)} (or all-linear)")
     return wanted
+
+
+def _layers(model, settings) -> list[int] | None:
+    """The last `settings.layers` layers, None for all. Errors: ValueError if the base has fewer."""
+    count = model.config.num_hidden_layers
+    if settings.layers > count:
+        raise ValueError(f"layers: {settings.base} has {count} layers, not {settings.layers}; 0 takes all")
+    return list(range(count - settings.layers, count)) if settings.layers else None
 
 
 def _draw_adapter(model, seed: int) -> None:

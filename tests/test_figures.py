@@ -30,7 +30,15 @@ def _systems():
 LOG = [{"step": step, "loss": 3 / step, "learning_rate": 1e-3 / step} for step in range(1, 60)] + [{"step": 50, "eval_loss": 0.2}]
 SPLITS = {"train": _rows()[0], "dev": [0, 1, None, 33]}
 PACK = [chat.Sample([*range(300), *range(own)], 300 + own - 9) for own in (150, 400, 60)]
+TOKENS = ["␣", "查", "话费", "[gMASK]", "<sop>", "好的", "⏎", "<eop>"]
+BOTH_WAYS = np.tril(np.ones((8, 8), bool)) | (np.arange(8) < 4)
+PLACES = {"place": [0, 1, 2, 3, 3, 3, 3, 3], "place in the answer": [0, 0, 0, 0, 1, 2, 3, 4]}
 FIGURES = {
+    "masks": lambda path=None: figures.attention_masks({"both ways": (TOKENS, BOTH_WAYS, 5), "causal": (TOKENS[:6], np.tri(6) > 0, 4)}, path),
+    "positions": lambda path=None: figures.positions({"twice": (TOKENS, PLACES), "once": (TOKENS[:3], {"place": [0, 1, 2]})}, path),
+    "rotary": lambda path=None: figures.rotary_angles({"one": (np.cos(np.outer(range(8), range(30))), 20), "two": (np.ones((8, 12)), 9)}, path),
+    "layers": lambda path=None: figures.layer_diagrams(path),
+    "losses": lambda path=None: figures.loss_lines({"glm4-tiny": [(1, 80.0), (4, 9.5)], "chatglm-tiny": [(1, 70.0), (4, 20.0)]}, path),
     "pack": lambda path=None: figures.pack_mask(packing.pack(PACK, 300), path),
     "pack, nothing shared": lambda path=None: figures.pack_mask(packing.pack(PACK, 0), path),
     "confusion": lambda path=None: figures.confusion_matrix(*_rows(), NAMES, path, "办理取消 checkpoint 5,000"),
@@ -127,6 +135,26 @@ def test_confusion_matrix_shows_counts_sums_and_unanswered_rows(drawn):
     right = sum(t == p for t, p in zip(truth, predicted))
     assert axis.get_title() == f"办理取消 checkpoint 5,000: {right} of {len(truth)} rows on the diagonal"
     assert len(drawn["confusion, all answered"][0].axes[0].get_xticklabels()) == 34
+
+
+def test_masks_show_what_is_seen_before_and_later(drawn):
+    both, causal = (axis.images[0].get_array() for axis in drawn["masks"][0].axes)
+    assert [list(row) for row in causal] == [[int(column <= row) for column in range(6)] for row in range(6)]
+    assert [list(row) for row in both] == [[1 if column <= row else 2 if column < 4 else 0 for column in range(8)] for row in range(8)]
+    assert [label.get_text() for label in drawn["masks"][0].axes[0].get_yticklabels()] == TOKENS
+
+
+def test_positions_and_angles_stand_at_their_tokens(drawn):
+    twice, once = drawn["positions"][0].axes
+    assert {line.get_label(): list(line.get_ydata()) for line in twice.lines} == PLACES
+    assert list(once.lines[0].get_xdata()) == [0, 1, 2] and once.get_xlim() == twice.get_xlim()
+    assert [axis.get_xlim() for axis in drawn["rotary"][0].axes[:2]] == [(0, 30), (0, 30)]  # the longer one is not cut
+
+
+def test_the_diagram_has_the_norms_of_each_generation(drawn):
+    texts = [[text.get_text() for text in axis.texts] for axis in drawn["layers"][0].axes]
+    assert [sum("Norm\n" in text for text in column) for column in texts] == [2, 2, 4]
+    assert [column.count("× α") for column in texts] == [2, 0, 0] and all(column.count("+") == 2 for column in texts)
 
 
 def test_the_file_is_a_300_dpi_png_and_the_figure_is_not_kept(tmp_path):

@@ -473,3 +473,15 @@ def test_fit_cuts_a_very_long_call_within_the_token_limit(tokenizer):
         sample, dropped = chat.fit(tokenizer, lambda part: intent.messages(part, 1), text, bare + 200, intent.shorten)
         assert bare + 150 < len(sample.ids) <= bare + 200 and dropped >= 1 and time.perf_counter() - started < 10
         assert tokenizer.decode(sample.ids).endswith("意图：1：办理取消<|user|>")
+
+
+def test_balanced_repeats_rare_labels_only():
+    calls = [intent.Call(row, "一", label) for row, label in enumerate([0] * 12 + [1] * 5 + [2])]
+    assert intent.balanced(calls, 0) == list(range(18))
+    places = intent.balanced(calls, 1)
+    assert places == sorted(places) and set(places) == set(range(18))
+    assert [sum(calls[place].label == label for place in places) for label in range(3)] == [12, 12, 12]
+    assert {places.count(place) for place in range(12, 17)} == {2, 3}  # 12 copies of 5 calls, evenly
+    half = intent.balanced(calls, 0.5)
+    assert [sum(calls[place].label == label for place in half) for label in range(3)] == [12, 8, 3]
+    assert intent.balanced([], 1) == []

@@ -25,6 +25,8 @@ SMOKE = {
                  "batch_size": 4},
     "03_eval": {"samples": 60},
     "04_compare": {"checkpoints": "500,5000", "dev_samples": 40, "samples": 80, "bootstrap": 200},
+    "41_glm_family": {"run": "smoke-family", "train_samples": 40, "samples": 12, "steps": 4, "checkpoint_steps": 2, "warmup_steps": 1,
+                      "batch_size": 2, "bootstrap": 100},
 }
 
 

@@ -9,9 +9,9 @@ from pathlib import Path
 import pytest
 
 from glmlab import paths, settings
-from glmlab.settings import CompareSettings, DataSettings, EvalSettings, TrainSettings, WelcomeSettings, read
+from glmlab.settings import CompareSettings, DataSettings, EvalSettings, FamilySettings, TrainSettings, WelcomeSettings, read
 
-CLASSES = [WelcomeSettings, DataSettings, TrainSettings, EvalSettings, CompareSettings]
+CLASSES = [WelcomeSettings, DataSettings, TrainSettings, EvalSettings, CompareSettings, FamilySettings]
 
 
 def refused(cls, **parameters):
@@ -132,6 +132,23 @@ def test_impossible_combinations_are_refused_together():
 
 def test_combinations_are_looked_at_when_every_value_is_right():
     assert refused(TrainSettings, steps=130, rank=0) == ["rank: 0 must be at least 1"]
+
+
+def test_one_budget_for_every_base():
+    family = FamilySettings(steps=30, checkpoint_steps=10, learning_rate=1e-3, rank=8, seed=3, bases="glm4-tiny,some/where/mine")
+    one, other = (family.training(base) for base in family.bases.split(","))
+    assert (one.run, other.run, other.base) == ("family-glm4-tiny", "family-mine", "some/where/mine")
+    assert dataclasses.replace(one, run=other.run, base=other.base) == other
+    assert (one.steps, one.checkpoint_steps, one.learning_rate, one.rank, one.seed) == (30, 10, 1e-3, 8, 3)
+    assert (one.target_modules, one.method, one.dtype, one.eval_steps) == ("all-linear", "lora", "fp32", 0)
+
+
+def test_a_family_refuses_what_a_run_refuses_and_a_base_twice():
+    lines = refused(FamilySettings, bases="glm4-tiny,chatglm-tiny,glm4-tiny", steps=130, checkpoint_steps=60)
+    assert lines == ["bases: glm4-tiny more than once; name each base once",
+                     "steps: 130 is no multiple of checkpoint_steps 60, so the last 10 steps would never be saved; use 120 or 180 steps"]
+    line, = refused(FamilySettings, bases="glm4-tiny, chatglm-tiny")
+    assert line.startswith("bases: 'glm4-tiny, chatglm-tiny' is not understood")
 
 
 # --- the parameters cell -----------------------------------------------------------------------------------------

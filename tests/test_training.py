@@ -28,6 +28,9 @@ def quick_garbage_collection():
     gc.unfreeze()
 
 
+SIX = "q_proj,k_proj,v_proj,o_proj,gate_up_proj,down_proj"
+
+
 @pytest.fixture(autouse=True)
 def home(tmp_path, monkeypatch):
     monkeypatch.setenv("GLMLAB_HOME", str(tmp_path / "home"))
@@ -62,7 +65,7 @@ def settings(make_base):
 
     def make(**changes):
         short = dict(run="t", base=base, method="lora", rank=4, alpha=8, dropout=0.0, learning_rate=5e-3, warmup_steps=1, steps=6,
-                     checkpoint_steps=2, eval_steps=0, batch_size=4, dtype="fp32")
+                     checkpoint_steps=2, eval_steps=0, batch_size=4, dtype="fp32", layers=0, target_modules=SIX)
         return TrainSettings(**(short | changes))
     return make
 
@@ -188,7 +191,7 @@ def test_settings_that_leave_the_result_of_a_short_run_alone_arrive(settings, sa
 @pytest.mark.parametrize("dtype", ["fp32", "bf16"])
 def test_four_bit_gradients_after_an_evaluation(make_base, samples, tokenizer, monkeypatch, bias, dtype):
     monkeypatch.setattr("bitsandbytes.nn.modules.has_avx512bf16", lambda: True)  # without its guard it repacks the weights, on any CPU
-    chosen = TrainSettings(base=make_base(attention_bias=bias), rank=4, dtype=dtype, dropout=0.0)
+    chosen = TrainSettings(base=make_base(attention_bias=bias), rank=4, dtype=dtype, dropout=0.0, layers=0, target_modules=SIX)
     batch = trainer.Collator(samples[0], True, tokenizer)(samples[0][:8])
 
     def gradients(evaluate):
@@ -551,3 +554,13 @@ def test_inputs_that_cannot_be_trained_on(settings, run, samples):
     with pytest.raises(ValueError, match="fp16 trains on NVIDIA GPUs only"):
         training.prepare(settings(dtype="fp16"))
     assert run(settings(), dev=[])  # without evaluations there need be none
+
+
+def test_adapters_in_the_last_layers_only(settings):
+    model, _ = training.prepare(settings(layers=1, target_modules="gate_up_proj,down_proj"))
+    adapted = {name.split(".lora_")[0].split("model.model.")[1] for name, parameter in model.named_parameters() if parameter.requires_grad}
+    assert adapted == {"layers.1.mlp.gate_up_proj", "layers.1.mlp.down_proj"}  # of two layers
+    model, _ = training.prepare(settings(layers=2, target_modules="down_proj"))
+    assert sum(parameter.requires_grad for parameter in model.parameters()) == 4
+    with pytest.raises(ValueError, match="layers: .* has 2 layers, not 3; 0 takes all"):
+        training.prepare(settings(layers=3))

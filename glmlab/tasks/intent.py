@@ -8,6 +8,7 @@ import bisect
 import json
 import re
 import unicodedata
+from collections import Counter
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
@@ -108,6 +109,25 @@ def _named(words: str) -> int | None:
 def _agrees(label: int, words: str) -> bool:
     named = _named(words)
     return named == label or named is None and any(name.startswith(words) for name in WORDINGS[label])
+
+
+# --- rare labels ---
+
+def balanced(calls: list, power: float) -> list[int]:
+    """Places of the calls to train on, those of rare labels repeated: n calls of a label become about n (most / n) ^ power of them.
+
+    0 leaves the shares as they are, 1 makes all labels equally frequent. In the order of the calls, copies next to each other.
+    """
+    counts = Counter(call.label for call in calls)
+    most = max(counts.values(), default=0)
+    seen, places = Counter(), []
+    for place, call in enumerate(calls):
+        times = (most / counts[call.label]) ** power
+        # as many copies as bring the label up to its share so far: the fractions are spread evenly over its calls
+        copies = round(times * (seen[call.label] + 1)) - round(times * seen[call.label])
+        seen[call.label] += 1
+        places += [place] * copies
+    return places
 
 
 # --- a call that is too long -------------------------------------------------------------------------------------
