@@ -122,11 +122,11 @@ def test_values_that_are_right(cls, values):
     ({"schedule": "constant"}, "schedule: constant has no warm-up, but warmup_steps is 20; use constant_with_warmup, or 0 warmup_steps"),
 ])
 def test_an_impossible_combination_says_what_to_do(values, problem):
-    assert refused(TrainSettings, **values) == [problem]
+    assert refused(TrainSettings, **({"steps": 150, "checkpoint_steps": 50, "eval_steps": 50} | values)) == [problem]
 
 
 def test_impossible_combinations_are_refused_together():
-    lines = refused(TrainSettings, steps=130, eval_steps=0, early_stopping=1, warmup_steps=500, schedule="constant", stepps=3)
+    lines = refused(TrainSettings, steps=130, checkpoint_steps=50, eval_steps=0, early_stopping=1, warmup_steps=500, schedule="constant", stepps=3)
     assert [line.partition(":")[0] for line in lines] == ["stepps", "steps", "early_stopping", "warmup_steps", "schedule"]
 
 
