@@ -558,7 +558,7 @@ def test_inputs_that_cannot_be_trained_on(settings, run, samples):
 
 def test_adapters_in_the_last_layers_only(settings):
     model, _ = training.prepare(settings(layers=1, target_modules="gate_up_proj,down_proj"))
-    adapted = {name.split(".lora_")[0].split("model.model.")[1] for name, parameter in model.named_parameters() if parameter.requires_grad}
+    adapted = {name.split(".lora_")[0].split("model.model.model.")[1] for name, parameter in model.named_parameters() if parameter.requires_grad}
     assert adapted == {"layers.1.mlp.gate_up_proj", "layers.1.mlp.down_proj"}  # of two layers
     model, _ = training.prepare(settings(layers=2, target_modules="down_proj"))
     assert sum(parameter.requires_grad for parameter in model.parameters()) == 4
