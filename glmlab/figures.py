@@ -268,7 +268,8 @@ def attention_masks(panels: dict, path=None):
     from matplotlib.patches import Patch
     colours = ("white", "#a6c8e4", COLOURS[1])
     sizes = [len(tokens) for tokens, _, _ in panels.values()]
-    figure, axes = _axes(0.33 * sum(sizes) + 1.1 * len(panels), 0.33 * max(sizes) + 2.0, 1, len(panels), squeeze=False, width_ratios=sizes)
+    width = max(9.5, 0.33 * sum(sizes) + 1.1 * len(panels))  # the legend needs that much
+    figure, axes = _axes(width, 0.33 * max(sizes) + 2.0, 1, len(panels), squeeze=False, width_ratios=sizes)
     for axis, (title, (tokens, mask, prompt)) in zip(axes[0], panels.items()):
         seen = np.asarray(mask, dtype=int)
         seen += np.triu(seen, 1)  # 2: a token that comes later
@@ -347,7 +348,7 @@ SUM_AT = 5.2  # height of one half of a layer, up to the sum that ends it
 
 def _layer(axis, title: str, half, parts: list[tuple]) -> None:
     """Both halves of a layer, one above the other."""
-    axis.set(xlim=(-2.2, 6.4), ylim=(-1.1, 2 * SUM_AT + 1.4), title=title)
+    axis.set(xlim=(-2.2, 6.4), ylim=(-1.1, 2 * SUM_AT + 1.4), xticks=[], yticks=[], title=title)
     axis.axis("off")
     axis.text(0, -0.75, "input", ha="center", va="center")
     _arrow(axis, (0, -0.45), (0, 0))
