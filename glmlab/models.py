@@ -136,6 +136,18 @@ def load_tokenizer(name_or_folder, chat_format: str | None = None):
     return _loading(source, lambda: AutoTokenizer.from_pretrained(source, trust_remote_code=False, padding_side="left", **hub))
 
 
+def _model(source: str, raw: dict, chat_format: str | None, **options):
+    """The weights of a folder or Hub id with this config.json, by whoever can read them. options: those of from_pretrained."""
+    from transformers import AutoModelForCausalLM
+
+    from glmlab.chatglm import glm
+    if glm.is_original(raw):
+        return glm.load(source, rope_scaling=ROPE_SCALING.get(chat_format), **options)
+    if raw["model_type"] == "chatglm":
+        from glmlab.chatglm import v1  # noqa: F401  makes the class known
+    return AutoModelForCausalLM.from_pretrained(source, trust_remote_code=False, **options)
+
+
 def load_base(name_or_folder, quantization: str = "nf4", dtype=None, device=None, chat_format: str | None = None):
     """Load a base and its tokenizer: `(model, tokenizer)`, model in eval mode.
 
@@ -146,7 +158,7 @@ def load_base(name_or_folder, quantization: str = "nf4", dtype=None, device=None
     Errors: ValueError for an unknown base or quantization, for a config that has no counterpart here, and for a tokenizer and weights
     that do not belong together; OSError for files that are missing or damaged.
     """
-    from transformers import AutoModelForCausalLM, BitsAndBytesConfig
+    from transformers import BitsAndBytesConfig
     from transformers.utils import logging
 
     from glmlab import device as devices
@@ -167,12 +179,7 @@ def load_base(name_or_folder, quantization: str = "nf4", dtype=None, device=None
     if quantization == "nf4":
         options["quantization_config"] = BitsAndBytesConfig(
             load_in_4bit=True, bnb_4bit_quant_type="nf4", bnb_4bit_use_double_quant=True, bnb_4bit_compute_dtype=dtype)
-    if glm.is_original(raw):
-        model = _loading(source, lambda: glm.load(source, rope_scaling=ROPE_SCALING.get(chat_format), **options))
-    else:
-        if raw["model_type"] == "chatglm":
-            from glmlab.chatglm import v1  # noqa: F401  makes the class known
-        model = _loading(source, lambda: AutoModelForCausalLM.from_pretrained(source, trust_remote_code=False, **options))
+    model = _loading(source, lambda: _model(source, raw, chat_format, **options))
     tokenizer = load_tokenizer(name_or_folder, chat_format)
     if tokenizer is not None:
         vocab.check_ids(tokenizer, model.config)
@@ -207,7 +214,6 @@ def convert(name_or_folder, out, dtype=None, chat_format: str | None = None) -> 
     dtype: None keeps the published one. Errors: as `load_base`; ValueError for a base that needs no conversion, or out = source.
     """
     import torch
-    from transformers import AutoModelForCausalLM
     from transformers.utils import logging
 
     from glmlab import chat
@@ -220,11 +226,7 @@ def convert(name_or_folder, out, dtype=None, chat_format: str | None = None) -> 
         raise ValueError(f"{paths.shown(Path(out))} is the source itself; choose another folder")
     logging.disable_progress_bar()
     dtype = getattr(torch, dtype) if isinstance(dtype, str) else dtype
-    if glm.is_original(raw):
-        model = _loading(source, lambda: glm.load(source, dtype, rope_scaling=ROPE_SCALING.get(chat_format), **hub))
-    else:
-        from glmlab.chatglm import v1  # noqa: F401  makes the class known
-        model = _loading(source, lambda: AutoModelForCausalLM.from_pretrained(source, dtype=dtype or "auto", trust_remote_code=False, **hub))
+    model = _loading(source, lambda: _model(source, raw, chat_format, dtype=dtype or "auto", **hub))
     tokenizer = load_tokenizer(name_or_folder, chat_format)
     if tokenizer is not None:
         vocab.check_ids(tokenizer, model.config)
