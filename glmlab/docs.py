@@ -8,7 +8,7 @@ import json
 import re
 from pathlib import Path
 
-from glmlab import paths, settings
+from glmlab import parameters, paths, settings
 
 REPORTS = ("reports", "reference")
 CARD_ROWS = ("time", "peak memory", "disk")  # the rows a script fills; the others are the author's
@@ -87,7 +87,7 @@ def filled_notebook(path: Path) -> str:
         if "next" in tags(cell):
             cell["source"] = [link]
         elif "parameters" in tags(cell):
-            cell["source"] = settings.parameters_cell(settings.NOTEBOOKS[path.stem]).splitlines(keepends=True)
+            cell["source"] = settings.parameters_cell(parameters.NOTEBOOKS[path.stem]).splitlines(keepends=True)
     return as_text(notebook)
 
 

@@ -11,9 +11,9 @@ from pathlib import Path
 
 import pytest
 
-from glmlab import docs, paths, settings
+from glmlab import docs, parameters, paths, settings
 
-CLASSES = settings.NOTEBOOKS
+CLASSES = parameters.NOTEBOOKS
 NOTEBOOKS = docs.notebook_paths()
 each = pytest.mark.parametrize("path", NOTEBOOKS, ids=lambda path: path.stem)
 

@@ -9,7 +9,8 @@ from pathlib import Path
 import pytest
 
 from glmlab import paths, settings
-from glmlab.settings import CompareSettings, DataSettings, EvalSettings, FamilySettings, TrainSettings, WelcomeSettings, read
+from glmlab.parameters import CompareSettings, DataSettings, EvalSettings, FamilySettings, TrainSettings, WelcomeSettings
+from glmlab.settings import read
 
 CLASSES = [WelcomeSettings, DataSettings, TrainSettings, EvalSettings, CompareSettings, FamilySettings]
 

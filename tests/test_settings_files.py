@@ -5,9 +5,9 @@ import re
 import pytest
 from papermill.iorw import read_yaml_file
 
-from glmlab import paths, settings
+from glmlab import parameters, paths, settings
 
-CLASSES = {"02_train": settings.TrainSettings, "03_eval": settings.EvalSettings, "04_compare": settings.CompareSettings}
+CLASSES = {"02_train": parameters.TrainSettings, "03_eval": parameters.EvalSettings, "04_compare": parameters.CompareSettings}
 FILES = sorted(paths.notebooks("settings").glob("*.yaml"))
 each = pytest.mark.parametrize("path", FILES, ids=lambda path: path.stem)
 
@@ -43,4 +43,4 @@ def test_the_reference_run_has_the_checkpoints_that_ship():
 
 def test_the_workshop_file_is_the_default_of_the_notebook():
     values = read_yaml_file(str(paths.notebooks("settings", "workshop.yaml")))
-    assert settings.TrainSettings(**values) == settings.TrainSettings()
+    assert parameters.TrainSettings(**values) == parameters.TrainSettings()

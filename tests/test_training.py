@@ -11,7 +11,7 @@ import transformers
 from safetensors.torch import load_file
 
 from glmlab import chat, models, paths, runs, trainer, training
-from glmlab.settings import TrainSettings
+from glmlab.parameters import TrainSettings
 
 ANSWERS = ["意图：6：咨询（含查询）账户信息", "意图：1：办理取消", "意图：10", "意图：16：咨询（含查询）服务渠道信息", "意图：7"]
 TURNS = ["您好请讲", "我想查一下话费", "帮我把套餐取消吧", "怎么多扣了二十块钱", "好的先生", "流量包", "我不用了"]
