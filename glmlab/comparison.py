@@ -10,11 +10,11 @@ import json
 import random
 import warnings
 from collections.abc import Callable
-from dataclasses import dataclass, replace
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 
 from glmlab import __version__, models, predict
-from glmlab.tasks import intent
+from glmlab.tasks import Task, intent
 
 base_sums = functools.cache(models.base_sums)  # asked once for every system, and 18 GB take a while to read
 
@@ -102,14 +102,14 @@ def base_notes(base: str, recorded: dict) -> tuple[str, ...]:
             "an adapter fits its own base only, so expect poor answers",)
 
 
-def limits(base: str, shipped_rows: bool) -> str:
+def limits(base: str, shipped_rows: bool, what: str = "calls", real: str = "how GLM-4-9B does on real calls") -> str:
     """What the numbers of this base and these rows do not show, for the place where they are printed; "" when nothing limits them."""
     tiny = base in models.CATALOGUE and models.CATALOGUE[base].parameters < 0.1
-    facts = [f"{base} has a few million parameters" if tiny else "", "the calls were written by a generator" if shipped_rows else ""]
+    facts = [f"{base} has a few million parameters" if tiny else "", f"the {what} were made for the course" if shipped_rows else ""]
     if not any(facts):
         return ""
     return (f"What these numbers do not show: {' and '.join(filter(None, facts))}. They say which of several systems is better on these "
-            "rows; they say nothing about how GLM-4-9B does on real calls, and they cannot be set beside results on other rows.")
+            f"rows; they say nothing about {real}, and they cannot be set beside results on other rows.")
 
 
 # --- which rows --------------------------------------------------------------------------------------------------
@@ -171,20 +171,46 @@ def scored(wanted: System, calls: list, bench: Bench, folder, split: str, max_le
                                       evaluation.progress_lines(len(calls), log=log, lines=2))
         return {"predicted": found.predicted, "confidence": [round(value, 4) for value in found.confidence()], "seconds": found.seconds}
 
-    return reports.remembered(folder, f"{split} {wanted.name}", about(wanted, calls, bench, max_length), compute, recompute, log)
+    asked = {"prompt": [intent.messages("", None, wanted.form), intent.ANSWERS], "max_length": max_length}
+    return reports.remembered(folder, f"{split} {wanted.name}", about(wanted, calls, bench, asked), compute, recompute, log)
 
 
-def about(wanted: System, calls: list, bench: Bench, max_length: int) -> dict:
-    """All that decides what a system answers: its weights, its prompt, the rows, the arithmetic."""
+def answered(wanted: System, task: Task, rows: list, bench: Bench, folder, split: str, max_length: int, max_new_tokens: int,
+             batch_size: int = 25, form: str = "", losses: bool = True, recompute: bool = False,
+             log: Callable[[str], None] = print) -> dict:
+    """What a system writes to rows, as the fields of `answering.Answers`; with losses also `loss_sums` and `loss_tokens` of the right
+    answers, row by row. form: another prompt than the run was trained with.
+
+    Taken from folder/predictions when it was computed before on the same rows with the same weights and settings.
+    """
+    from glmlab import answering, evaluation, reports
+    form = form or wanted.form
+
+    def compute() -> dict:
+        log(f"{wanted.name} on {len(rows):,} {split} {task.what}")
+        model, tokenizer = bench.load(wanted)
+        found = asdict(answering.answer_rows(model, tokenizer, task, rows, form, max_length, max_new_tokens, batch_size,
+                                             evaluation.progress_lines(len(rows), task.what, log, lines=2)))
+        if losses:
+            found["loss_sums"], found["loss_tokens"] = answering.answer_losses(model, tokenizer, task, rows, form, max_length)
+        return found
+
+    asked = {"prompt": task.messages(rows[0], "", False, form), "max_length": max_length, "max_new_tokens": max_new_tokens, "losses": losses}
+    name = f"{split} {wanted.name}" + (f" {form}" if form != wanted.form else "")
+    return reports.remembered(folder, name, about(wanted, rows, bench, asked), compute, recompute, log)
+
+
+def about(wanted: System, rows: list, bench: Bench, asked: dict) -> dict:
+    """All that decides what a system answers: its weights, the rows, the arithmetic, and what was `asked` (prompt, limits)."""
     adapter = None if wanted.folder is None else models.file_record(wanted.folder / "adapter_model.safetensors")["sha256"]
     return {"adapter": adapter, "base": wanted.base, "base_files": base_sums(wanted.base), "quantization": wanted.quantization,
-            "prompt": _sum([intent.messages("", None, wanted.form), intent.ANSWERS]), "max_length": max_length, "device": bench.device,
-            "dtype": bench.dtype, "rows": rows_sum(calls), "glmlab": __version__}
+            **asked, "prompt": _sum(asked["prompt"]), "device": bench.device, "dtype": bench.dtype, "rows": rows_sum(rows),
+            "glmlab": __version__}
 
 
-def rows_sum(calls: list) -> str:
-    """sha256 over row, label and text of calls."""
-    return _sum([[call.row, call.label, call.text] for call in calls])
+def rows_sum(rows: list) -> str:
+    """sha256 over all fields of rows."""
+    return _sum([asdict(row) for row in rows])
 
 
 def _sum(content) -> str:

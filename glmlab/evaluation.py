@@ -1,24 +1,17 @@
 """Calls -> prompts within the token limit -> predictions: the intent task brought together with scoring and generation."""
 
-import functools
 import time
 from collections.abc import Callable
 from dataclasses import dataclass, field
 
 import numpy as np
 
-from glmlab import chat
+from glmlab import chat, encoding
+from glmlab.encoding import Prompt, room
 from glmlab.tasks import intent
 
 #: Tokens of one pass on a CPU: attention costs the square of a pack, and a small model gains nothing from longer packs.
 CPU_PASS_TOKENS = 1024
-
-
-@dataclass(frozen=True)
-class Prompt:
-    """One encoded call, ready for the answer."""
-    ids: list[int]
-    turns_dropped: int  # turns cut from the middle because the call was too long
 
 
 @dataclass
@@ -47,33 +40,14 @@ class Predictions:
 
 # --- calls -> ids ------------------------------------------------------------------------------------------------
 
-class _Remembering:
-    """A tokenizer that does not encode again what it encoded a moment ago: all calls share one long system prompt."""
-
-    def __init__(self, tokenizer):
-        self._tokenizer = tokenizer
-        self.encode = functools.lru_cache(maxsize=8)(tokenizer.encode)
-
-    def __getattr__(self, name: str):
-        return getattr(self._tokenizer, name)
-
-
-def _fitted(tokenizer, where: str, text: str, label: int | None, max_length: int, form: str, reserve: int) -> tuple[chat.Sample, int]:
-    try:
-        return chat.fit(tokenizer, lambda part: intent.messages(part, label, form), text, max_length, intent.shorten, reserve)
-    except ValueError as error:
-        raise ValueError(f"{where}: {error}") from error
-
-
 def encode_prompts(tokenizer, texts: list[str], max_length: int, form: str = "system", reserve: int = 32, first: int = 0) -> list[Prompt]:
     """The prompts of calls, at most max_length - reserve tokens each; longer calls lose turns from their middle.
 
     form: system or template, as the model was trained. reserve: tokens kept free for the answer.
     first: the number of the first text in messages. Errors: ValueError that names the text when max_length leaves no room for it.
     """
-    tokenizer = _Remembering(tokenizer)
-    fitted = [_fitted(tokenizer, f"text {number}", text, None, max_length, form, reserve) for number, text in enumerate(texts, first)]
-    return [Prompt(sample.ids, dropped) for sample, dropped in fitted]
+    calls = [intent.Call(number, text, None) for number, text in enumerate(texts, first)]
+    return encoding.prompts(tokenizer, intent.TASK, calls, max_length, form, reserve, named="text")
 
 
 def encode_samples(tokenizer, calls: list, max_length: int, form: str = "system") -> tuple[list[chat.Sample], int]:
@@ -82,9 +56,7 @@ def encode_samples(tokenizer, calls: list, max_length: int, form: str = "system"
     Errors: ValueError that names the row of a call without label, or one that max_length leaves no room for.
     """
     check_labelled(calls)
-    tokenizer = _Remembering(tokenizer)
-    fitted = [_fitted(tokenizer, f"row {call.row}", call.text, call.label, max_length, form, 0) for call in calls]
-    return [sample for sample, _ in fitted], sum(dropped > 0 for _, dropped in fitted)
+    return encoding.samples(tokenizer, intent.TASK, calls, max_length, form)
 
 
 def check_labelled(calls: list) -> None:
@@ -96,11 +68,6 @@ def check_labelled(calls: list) -> None:
         shown = ", ".join(map(str, missing[:5])) + (" …" if len(missing) > 5 else "")
         raise ValueError(f"{len(missing)} of {len(calls)} calls have no label (rows {shown}); this needs a file with c_numerical and "
                          "label_raw. Unlabelled calls: IntentClassifier(...).classify(texts)")
-
-
-def room(model, max_length: int) -> int:
-    """max_length, or the positions the model was made for if those are fewer."""
-    return min(max_length, getattr(model.config, "max_position_embeddings", None) or max_length)
 
 
 # --- mode score --------------------------------------------------------------------------------------------------
@@ -135,7 +102,7 @@ def score_rows(model, tokenizer, calls: list, max_length: int = 1536, batch_size
     prompts = encode_prompts(tokenizer, [call.text for call in calls], room(model, max_length), form)
     probabilities = label_probabilities(model, tokenizer, prompts, batch_size, progress)
     return Predictions([call.label for call in calls], probabilities.argmax(1).tolist(), probabilities, None,
-                       [prompt.turns_dropped for prompt in prompts], time.perf_counter() - started)
+                       [prompt.cut for prompt in prompts], time.perf_counter() - started)
 
 
 # --- mode generate -----------------------------------------------------------------------------------------------
@@ -166,7 +133,7 @@ def generate_rows(model, tokenizer, calls: list, max_length: int = 1536, max_new
     responses = generation.generate(model, tokenizer, [prompt.ids for prompt in prompts], max_new_tokens, batch_size, progress, shorter)
     predicted = [None if text is None else intent.parse(text) for text in responses]
     errors |= {place: intent.NO_LABEL for place, label in enumerate(predicted) if label is None and place not in errors}
-    return Predictions([call.label for call in calls], predicted, None, responses, [prompt.turns_dropped for prompt in prompts],
+    return Predictions([call.label for call in calls], predicted, None, responses, [prompt.cut for prompt in prompts],
                        time.perf_counter() - started, errors)
 
 

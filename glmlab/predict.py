@@ -56,7 +56,7 @@ class IntentClassifier:
                 part = evaluation.encode_prompts(self.tokenizer, texts[start : start + CHUNK], self.max_length, self.form, first=start)
                 probabilities = evaluation.label_probabilities(
                     self.model, self.tokenizer, part, batch_size, progress=lambda done: bar.update(start + done - bar.n))
-                found += [as_intent(row, prompt.turns_dropped) for row, prompt in zip(probabilities, part)]
+                found += [as_intent(row, prompt.cut) for row, prompt in zip(probabilities, part)]
         return found[0] if single else found
 
 

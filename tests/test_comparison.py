@@ -95,8 +95,8 @@ def test_a_base_that_changed_since_the_training_is_said(home, make_model, intent
 
 
 def test_what_the_numbers_do_not_show():
-    assert "few million parameters and the calls were written by a generator" in comparison.limits("glm4-tiny", True)
-    assert "generator" not in comparison.limits("glm4-tiny", False) and "million" not in comparison.limits("glm-4-9b-0414", True)
+    assert "few million parameters and the calls were made for the course" in comparison.limits("glm4-tiny", True)
+    assert "made for" not in comparison.limits("glm4-tiny", False) and "million" not in comparison.limits("glm-4-9b-0414", True)
     assert comparison.limits("glm-4-9b-0414", False) == "" == comparison.limits("/somewhere/else", False)
 
 
@@ -173,9 +173,10 @@ def test_what_was_scored_is_scored_again_only_when_something_changed(home, monke
 
 def test_another_file_at_the_same_place_is_another_system(home):
     one, bench = comparison.system("one", 2), comparison.Bench("cpu", "fp32")
-    before = comparison.about(one, CALLS, bench, 1024)
-    assert before == comparison.about(one, CALLS, bench, 1024) and json.loads(json.dumps(before)) == before
-    assert before["adapter"] != comparison.about(comparison.system("one", 4), CALLS, bench, 1024)["adapter"]
-    assert comparison.about(comparison.system("one", 0), CALLS, bench, 1024)["adapter"] is None
+    asked = {"prompt": "您好", "max_length": 1024}
+    before = comparison.about(one, CALLS, bench, asked)
+    assert before == comparison.about(one, CALLS, bench, asked) != comparison.about(one, CALLS, bench, asked | {"prompt": "好"}) and json.loads(json.dumps(before)) == before
+    assert before["adapter"] != comparison.about(comparison.system("one", 4), CALLS, bench, asked)["adapter"]
+    assert comparison.about(comparison.system("one", 0), CALLS, bench, asked)["adapter"] is None
     relabelled = [intent.Call(0, CALLS[0].text, 5), *CALLS[1:]]
     assert comparison.rows_sum(relabelled) != before["rows"] == comparison.rows_sum(CALLS)

@@ -41,7 +41,7 @@ def test_a_call_that_fits_is_the_prompt_of_its_messages(intent_tokenizer, form):
     prompts = evaluation.encode_prompts(intent_tokenizer, [call.text for call in CALLS], 4000, form)
     expected = [chat.prompt_ids(intent_tokenizer, intent.messages(call.text, form=form)) for call in CALLS]
     assert [prompt.ids for prompt in prompts] == expected
-    assert {prompt.turns_dropped for prompt in prompts} == {0}
+    assert {prompt.cut for prompt in prompts} == {0}
     samples, shortened = evaluation.encode_samples(intent_tokenizer, CALLS, 4000, form)
     expected = [chat.encode_sample(intent_tokenizer, intent.messages(call.text, call.label, form)) for call in CALLS]
     assert samples == expected and shortened == 0
@@ -53,7 +53,7 @@ def test_a_call_that_fits_is_the_prompt_of_its_messages(intent_tokenizer, form):
 def test_a_long_call_loses_turns_from_its_middle_only(intent_tokenizer, form):
     limit = _limit(intent_tokenizer, 120)
     short, long = evaluation.encode_prompts(intent_tokenizer, [CALLS[3].text, LONG.text], limit, form, reserve=40)
-    assert short.turns_dropped == 0 and 200 < long.turns_dropped < 302
+    assert short.cut == 0 and 200 < long.cut < 302
     assert limit - 40 - 30 < len(long.ids) <= limit - 40
     text = intent_tokenizer.decode(long.ids)
     assert "您好请讲" in text and "那就取消吧再见" in text and "第150件事" not in text

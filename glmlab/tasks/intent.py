@@ -14,7 +14,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from glmlab import paths
-from glmlab.tasks import rows
+from glmlab.tasks import Task, rows
 from glmlab.tasks.calls import HEADER, SEP
 from glmlab.tasks.labels import GROUPS, LABELS, NAMES
 from glmlab.tasks.rows import Problem, Row, problem_table
@@ -178,6 +178,11 @@ def _cut(turns: list[str], place: int, fits: Callable[[str], bool], keep: int) -
 
     most = max(0, len(turn) - keep)
     return without(bisect.bisect_left(range(most), True, key=lambda count: fits(without(count))))
+
+
+#: What encoding must know of this task; `cut` is counted in turns.
+TASK = Task("intent", "calls", lambda call: call.text,
+            lambda call, text, answered, form: messages(text, call.label if answered else None, form), shorten)
 
 
 # --- reading -----------------------------------------------------------------------------------------------------
