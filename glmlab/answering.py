@@ -48,8 +48,7 @@ def answer_losses(model, tokenizer, task: Task, rows: list, form: str, max_lengt
     model.eval()
     with torch.no_grad():
         for start in range(0, len(samples), batch_size):
-            batch = packing.pack(samples[start : start + batch_size], prefix, two_way=two_way)
-            batch = {name: value.to(model.device) for name, value in batch.items()}
+            batch = packing.to(packing.pack(samples[start : start + batch_size], prefix, two_way=two_way), model.device)
             losses = torch.nn.functional.cross_entropy(packing.label_logits(model, batch).float(), batch["labels"], reduction="none")
             rows_here = int(batch["sample"][-1]) + 1
             sums += torch.zeros(rows_here, device=losses.device).index_add_(0, batch["sample"], losses).tolist()

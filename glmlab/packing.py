@@ -12,6 +12,7 @@ Prior art: arXiv 2410.20305, 2506.05433, 2511.00413.
 
 import torch
 
+from glmlab import pack_attention
 from glmlab.chat import IGNORED, Sample
 
 
@@ -101,15 +102,37 @@ def attention_mask(seen: torch.Tensor, model) -> torch.Tensor:
     return mask.masked_fill_(~seen, torch.finfo(model.dtype).min)[None, None]
 
 
+# --- which samples together --------------------------------------------------------------------------------------
+
+def bins(samples: list[Sample], prefix_len: int, limit: int) -> list[list[Sample]]:
+    """Samples put together so that each pack of them takes at most `limit` tokens, the prefix counted once a pack.
+
+    The longest first, each into the first pack with room (first-fit decreasing: at most 11/9 of the fewest packs possible); in a pack
+    the samples keep their order. A sample longer than the limit gets a pack of its own.
+    """
+    own = [len(sample.ids) - prefix_len for sample in samples]
+    packs: list[list[int]] = []
+    room: list[int] = []
+    for place in sorted(range(len(samples)), key=lambda place: -own[place]):
+        fits = next((number for number, free in enumerate(room) if own[place] <= free), None)
+        if fits is None:
+            packs.append([])
+            room.append(limit - prefix_len)
+            fits = len(packs) - 1
+        packs[fits].append(place)
+        room[fits] -= own[place]
+    return [[samples[place] for place in sorted(pack)] for pack in packs]
+
+
 # --- training batches --------------------------------------------------------------------------------------------
 
-def pack(samples: list[Sample], prefix_len: int = 0, per_sample: bool = False,
-         two_way: tuple[int, int] | None = None) -> dict[str, torch.Tensor]:
+def pack(samples: list[Sample], prefix_len: int = 0, per_sample: bool = False, two_way: tuple[int, int] | None = None) -> dict:
     """Lay samples out as one sequence of T tokens: their first `prefix_len` tokens once, then each sample's own tokens.
 
     prefix_len 0 is plain block-diagonal packing. two_way: as `chat.two_way` gives it, with prefix_len 0 only.
     Returns input_ids (1, T), position_ids (1, T) or (1, 2, T), segments (T,) and family (segments, segments) for `token_mask`, with
-    two_way opened (T,) too, lengths (1 + n,): tokens of the prefix and of each sample's own, keep bool (1, T): the positions whose
+    two_way opened (T,) too; lengths, 1 + n ints: tokens of the prefix and of each sample's own, prompts: n ints with two_way, how many
+    of a sample's tokens are its prompt, else None; keep bool (1, T): the positions whose
     output predicts a label, and in their order labels (n,), sample (n,) and weights (n,): 1 a labelled token, or with per_sample 1 a
     sample, spread over its labelled tokens.
     Errors: ValueError if the samples do not share that prefix, or one has no token of its own before its labels.
@@ -131,9 +154,10 @@ def pack(samples: list[Sample], prefix_len: int = 0, per_sample: bool = False,
         tree.add(sample.ids[prefix_len:], root)
     kept = torch.zeros(1, len(tree.ids), dtype=torch.bool)
     kept[0, keep] = True
-    lengths = [prefix_len, *(len(sample.ids) - prefix_len for sample in samples)]
+    lengths = (prefix_len, *(len(sample.ids) - prefix_len for sample in samples))
+    prompts = tuple(sample.ids.index(two_way[1]) for sample in samples) if two_way else None
     return {"input_ids": torch.tensor([tree.ids]), "position_ids": tree.position_ids(), "segments": torch.tensor(tree.segments),
-            "family": tree.family(), **({"opened": torch.tensor(tree.open)} if two_way else {}), "lengths": torch.tensor(lengths),
+            "family": tree.family(), **({"opened": torch.tensor(tree.open)} if two_way else {}), "lengths": lengths, "prompts": prompts,
             "keep": kept, **_labels(targets, per_sample)}
 
 
@@ -156,6 +180,11 @@ def pad(samples: list[Sample], pad_id: int, per_sample: bool = False, two_way: t
     return {"input_ids": ids, **positions, "attention_mask": seen, "keep": kept, **_labels(targets, per_sample)}
 
 
+def labelled(sample: Sample) -> int:
+    """How many tokens of a sample carry a label."""
+    return len(_answer(sample)[0])
+
+
 def _answer(sample: Sample) -> tuple[list[int], list[int]]:
     """The positions of a sample whose outputs predict a label, and those labels."""
     labels = sample.labels
@@ -170,15 +199,18 @@ def _labels(targets: list[list[int]], per_sample: bool) -> dict[str, torch.Tenso
             "sample": torch.arange(len(targets)).repeat_interleave(counts), "weights": weights.repeat_interleave(counts)}
 
 
+def to(batch: dict, device) -> dict:
+    """The batch with its tensors on a device."""
+    return {name: value.to(device) if torch.is_tensor(value) else value for name, value in batch.items()}
+
+
 def label_logits(model, batch: dict[str, torch.Tensor]) -> torch.Tensor:
     """Run the model on a batch of `pack` or `pad`: logits (n, vocabulary) of the labelled positions, lm_head at those only."""
-    options, mask = {}, batch.get("attention_mask")
-    if mask is None and batch["input_ids"].device.type == "cpu" and "opened" not in batch and use_piecewise(model):
-        options["pack_lengths"] = batch["lengths"].tolist()
-    elif mask is None:
+    mask, options = batch.get("attention_mask"), {}
+    if mask is None and not (options := pack_attention.options(model, batch)):
         mask = attention_mask(token_mask(batch["family"], batch["segments"], batch.get("opened")), model)
-    return model(input_ids=batch["input_ids"], position_ids=batch.get("position_ids"), attention_mask=mask,
-                 logits_to_keep=batch["keep"], use_cache=False, **options).logits
+    return model(input_ids=batch["input_ids"], position_ids=batch.get("position_ids"), logits_to_keep=batch["keep"], use_cache=False,
+                 **({"attention_mask": mask} | options)).logits
 
 
 def loss_sum(model, batch: dict[str, torch.Tensor]) -> torch.Tensor:
@@ -186,41 +218,3 @@ def loss_sum(model, batch: dict[str, torch.Tensor]) -> torch.Tensor:
     losses = torch.nn.functional.cross_entropy(label_logits(model, batch).float(), batch["labels"], reduction="none",
                                                ignore_index=IGNORED)
     return (losses * batch["weights"]).sum()
-
-
-# --- attention of a pack, piece by piece -------------------------------------------------------------------------
-
-PIECEWISE = "sdpa_piecewise"  # the name under which transformers finds the function below
-
-
-def use_piecewise(model) -> bool:
-    """Let an sdpa model compute packs piece by piece; False for another attention. Without packs it stays the sdpa it was."""
-    from transformers import AttentionInterface, AttentionMaskInterface
-    from transformers.masking_utils import sdpa_mask
-    config = getattr(model, "module", model).config
-    if config._attn_implementation == "sdpa":
-        AttentionInterface.register(PIECEWISE, piecewise_attention)
-        AttentionMaskInterface.register(PIECEWISE, sdpa_mask)
-        config._attn_implementation = PIECEWISE
-    return config._attn_implementation == PIECEWISE
-
-
-def piecewise_attention(module, query, key, value, attention_mask, pack_lengths=None, **options):
-    """sdpa, but of a pack the prefix attends to itself and each sample to the prefix and itself: nothing masked is computed.
-
-    One masked sdpa over a pack costs the square of its length, most of it thrown away; on a CPU that is most of a training step. A GPU
-    would lose more by the many small kernels than it saves. pack_lengths: as `pack` gives it, None for an ordinary batch.
-    """
-    from transformers.integrations.sdpa_attention import sdpa_attention_forward as sdpa
-    if pack_lengths is None:
-        return sdpa(module, query, key, value, attention_mask, **options)
-    prefix, *own = pack_lengths
-    pieces = [sdpa(module, query[:, :, :prefix], key[:, :, :prefix], value[:, :, :prefix], None, **options)[0]] if prefix else []
-    start = prefix
-    for length in own:
-        here = slice(start, start + length)
-        keys, values = (torch.cat([states[:, :, :prefix], states[:, :, here]], dim=2) for states in (key, value))
-        seen = torch.ones(length, prefix + length, dtype=torch.bool, device=query.device).tril_(prefix)
-        pieces.append(sdpa(module, query[:, :, here], keys, values, seen[None, None], **options)[0])
-        start += length
-    return torch.cat(pieces, dim=1), None  # (1, tokens, heads, head size)

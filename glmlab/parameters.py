@@ -144,15 +144,17 @@ class Training:
     schedule: str = option("cosine", "learning rate after the warm-up: cosine, linear, constant_with_warmup, constant",
                            choices=("cosine", "linear", "constant_with_warmup", "constant"))
     weight_decay: float = option(0.0, "decoupled weight decay of AdamW", low=0)
-    batch_size: int = option(4, "rows in one forward and backward pass", low=1)
-    accumulation: int = option(1, "passes before one optimizer step; effective batch: batch_size x accumulation", low=1)
+    batch_size: int = option(4, "rows of an optimizer step, times accumulation; in one pass where packs are off", low=1)
+    accumulation: int = option(1, "effective batch of an optimizer step: batch_size x accumulation rows", low=1)
     steps: int = option(300, "optimizer steps", low=1)
     checkpoint_steps: int = option(100, "a checkpoint every so many steps", low=1)
     eval_steps: int = option(100, "an evaluation every so many steps; 0: none", low=0)
     early_stopping: int = option(0, "evaluations without improvement before training ends; 0: off", low=0)
     max_length: int = _max_length(1536)
     share_prefix: bool = option(True, "compute the prompt that all rows share once a pass; dropout is then drawn once for it")
-    gradient_checkpointing: bool = option(False, "less memory, about a third more time; the result stays the same")
+    pack_tokens: int = option(0, "tokens of one pass; 0: as many as the free memory allows. The result stays the same", low=0)
+    gradient_checkpointing: bool = option(False, "less memory, about a third more time; False: only where a row would not fit otherwise")
+    compile_layers: bool = option(True, "on a GPU, compile the layers: a minute at the start, then about twice as fast")
     resume: bool = option(True, "go on from the last finished checkpoint of this run")
     tensorboard: bool = option(False, "write TensorBoard logs into the run folder")
     keep_optimizer: bool = option(True, "keep the optimizer state in checkpoints: needed to resume, twice the adapter's size")
@@ -274,7 +276,7 @@ class TripletTrainSettings(Training):
     target_modules: str = option(CHATGLM_LAYERS, "linear layers that get an adapter, or all-linear", pattern=r"all-linear|[\w.]+(,[\w.]+)*")
     layers: int = option(0, "adapters in so many layers, counted from the last; 0: in all", low=0)
     learning_rate: float = option(2e-3, "highest learning rate", above=0)
-    batch_size: int = option(8, "rows in one forward and backward pass", low=1)
+    batch_size: int = option(8, "rows of an optimizer step, times accumulation; in one pass where packs are off", low=1)
     max_length: int = _max_length(512)
 
 
@@ -333,7 +335,7 @@ class ServiceTrainSettings(Training):
     target_modules: str = option(CHATGLM_LAYERS, "linear layers that get an adapter, or all-linear", pattern=r"all-linear|[\w.]+(,[\w.]+)*")
     layers: int = option(0, "adapters in so many layers, counted from the last; 0: in all", low=0)
     learning_rate: float = option(2e-3, "highest learning rate", above=0)
-    batch_size: int = option(8, "rows in one forward and backward pass", low=1)
+    batch_size: int = option(8, "rows of an optimizer step, times accumulation; in one pass where packs are off", low=1)
     max_length: int = _max_length(512)
 
 
@@ -391,7 +393,7 @@ class MedicalTrainSettings(Training):
     target_modules: str = option("all-linear", "linear layers that get an adapter, or all-linear", pattern=r"all-linear|[\w.]+(,[\w.]+)*")
     layers: int = option(0, "adapters in so many layers, counted from the last; 0: in all", low=0)
     learning_rate: float = option(1e-3, "highest learning rate", above=0)
-    batch_size: int = option(8, "rows in one forward and backward pass", low=1)
+    batch_size: int = option(8, "rows of an optimizer step, times accumulation; in one pass where packs are off", low=1)
     max_length: int = _max_length(1024)
 
 
@@ -445,7 +447,7 @@ class FamilySettings:
     layers: int = option(1, "adapters in so many layers, counted from the last; 0: in all", low=0)
     learning_rate: float = option(6e-3, "highest learning rate", above=0)
     warmup_steps: int = option(10, "steps of linear rise to learning_rate", low=0)
-    batch_size: int = option(4, "rows in one forward and backward pass", low=1)
+    batch_size: int = option(4, "rows of an optimizer step, times accumulation; in one pass where packs are off", low=1)
     steps: int = option(120, "optimizer steps, the same for every base", low=1)
     checkpoint_steps: int = option(60, "a checkpoint every so many steps", low=1)
     max_length: int = _max_length(1536)

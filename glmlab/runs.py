@@ -24,7 +24,7 @@ ADAPTER_FILES = ("adapter_model.safetensors", "adapter_config.json")
 RESUME_FILES = ("optimizer.pt", "scheduler.pt", "trainer_state.json", "rng_state*.pth")  # what going on needs
 STATE_FILES = (*RESUME_FILES, "scaler.pt")
 #: Settings that may differ when a run goes on: they do not change its result, or are compared by what they stand for.
-FREE_SETTINGS = {"run", "resume", "tensorboard", "keep_optimizer", "gradient_checkpointing", "device",
+FREE_SETTINGS = {"run", "resume", "tensorboard", "keep_optimizer", "gradient_checkpointing", "pack_tokens", "compile_layers", "device",
                  "base", "dtype", "train_file", "dev_file"}
 COMPARED = ("settings", "base", "dtype", "chat_format", "data", "samples")
 FULL_DISK = ("No space left", "os error 28", "Disk quota", "PytorchStreamWriter", "inline_container", "unexpected pos")

@@ -1,6 +1,7 @@
 """The Hugging Face Trainer on batches of packing.py: collator, loss, evaluation; the log and the lines it prints."""
 
 import time
+from contextlib import nullcontext
 from pathlib import Path
 
 import torch
@@ -23,50 +24,101 @@ class Collator:
         self.prefix = chat.shared_prefix(samples, tokenizer) if share_prefix else None
         self.pad_id, self.two_way = tokenizer.pad_token_id, chat.two_way(tokenizer)
 
-    def __call__(self, samples: list[chat.Sample]) -> dict[str, torch.Tensor]:
+    def __call__(self, samples: list[chat.Sample]) -> dict:
         if self.prefix is None:
             return packing.pad(samples, self.pad_id, two_way=self.two_way)
         return packing.pack(samples, self.prefix, two_way=self.two_way)
 
+    def passes(self, samples: list[chat.Sample], pack_tokens: int, rows: int) -> list[list[chat.Sample]]:
+        """The samples of one optimizer step, split into forward passes: packs of at most pack_tokens, or padded batches of so many rows."""
+        if self.prefix is None:
+            return [samples[start : start + rows] for start in range(0, len(samples), rows)]
+        return packing.bins(samples, self.prefix, pack_tokens)
+
 
 class PackTrainer(Trainer):
-    """The Trainer on batches of packing.py: the loss of a step is the mean over all labelled tokens of its effective batch."""
+    """The Trainer on batches of packing.py: one batch is all samples of an optimizer step, computed in as many passes as it takes.
 
-    loss_is_scaled_for_ga = True  # compute_loss divides by the tokens of the whole step
+    The loss of a step is the mean over all labelled tokens of its samples, on all processes. Which samples share a pass does not
+    change it.
+    """
 
-    def __init__(self, *args, eval_collator: Collator, **kwargs):
-        super().__init__(*args, **kwargs)
-        self.eval_collator = eval_collator
+    loss_is_scaled_for_ga = True  # training_step divides by the tokens of the whole step
+
+    def __init__(self, *args, collator: Collator, eval_collator: Collator, pack_tokens: int, rows: int, log=print, **kwargs):
+        """pack_tokens: tokens of one packed pass. rows: samples of one padded pass."""
+        super().__init__(*args, data_collator=lambda samples: {"samples": samples}, **kwargs)
+        self.collator, self.eval_collator, self.pack_tokens, self.rows, self.said = collator, eval_collator, pack_tokens, rows, log
         self.computed = self.labelled = 0  # tokens so far in this session
 
     def get_batch_samples(self, epoch_iterator, num_batches, device):
-        """The batches of one optimizer step and their labelled tokens (the Trainer's own count assumes one label a position)."""
+        """The samples of one optimizer step and their labelled tokens on all processes."""
         batches, _ = super().get_batch_samples(epoch_iterator, num_batches, device)
-        total = torch.as_tensor(sum(batch["weights"].sum() for batch in batches), device=device)
+        total = torch.as_tensor(sum(packing.labelled(sample) for batch in batches for sample in batch["samples"]), device=device)
         return batches, self.accelerator.gather(total).sum()
 
-    def compute_loss(self, model, inputs, return_outputs=False, num_items_in_batch=None):
-        """This batch's part of the step's loss; several processes each get the mean of their gradients, hence the factor."""
-        return packing.loss_sum(model, inputs) / num_items_in_batch * self.accelerator.num_processes
+    def floating_point_ops(self, inputs):
+        """The Trainer's estimate reads a tensor that a list of samples has not."""
+        return 0
+
+    def training_step(self, model, inputs, num_items_in_batch=None):
+        """Forward and backward passes of one optimizer step.
+
+        When the memory does not suffice, the step begins anew with packs half as long; nothing of it is lost.
+        Errors: the memory error of a sample that does not fit alone; FloatingPointError before a loss that is no number spoils the adapter.
+        """
+        states = [torch.get_rng_state(), *([torch.cuda.get_rng_state()] if self.args.device.type == "cuda" else [])]
+        while True:
+            try:
+                return self._step(model, inputs["samples"], num_items_in_batch)
+            except RuntimeError as error:
+                if not self._halve(inputs["samples"], error):
+                    raise
+            model.zero_grad()
+            torch.set_rng_state(states[0])
+            if len(states) > 1:
+                torch.cuda.set_rng_state(states[1])
+                torch.cuda.empty_cache()
+
+    def _step(self, model, samples: list[chat.Sample], total: torch.Tensor) -> torch.Tensor:
+        model.train()
+        passes = self._as_many_as_others(self.collator.passes(samples, self.pack_tokens, self.rows))
+        loss, computed, labelled = torch.zeros((), device=self.args.device), 0, 0
+        for number, (chosen, counts) in enumerate(passes):
+            batch = self._prepare_inputs(self.collator(chosen))
+            with nullcontext() if number == len(passes) - 1 else self.accelerator.no_sync(model):
+                with self.autocast_smart_context_manager():  # several processes each get the mean of their gradients, hence the factor
+                    part = packing.loss_sum(model, batch) * counts / total * self.accelerator.num_processes
+                self.accelerator.backward(part)
+            loss += part.detach()
+            computed, labelled = computed + batch["input_ids"].numel(), labelled + len(batch["labels"])
+        if not torch.isfinite(loss):
+            hint = " or use bf16 instead of fp16" if self.args.fp16 else ""
+            raise FloatingPointError(f"the loss is {loss.item()} at step {self.state.global_step + 1}; lower learning_rate{hint}")
+        self.computed, self.labelled = self.computed + computed, self.labelled + labelled
+        return loss
+
+    def _as_many_as_others(self, passes: list[list[chat.Sample]]) -> list[tuple[list[chat.Sample], int]]:
+        """(samples, 1) a pass; every process takes equally many, because sharded weights are gathered in each. Repeated ones count 0."""
+        most = int(self.accelerator.gather(torch.tensor([len(passes)], device=self.args.device)).max())
+        return [(chosen, 1) for chosen in passes] + [(passes[-1], 0)] * (most - len(passes))
+
+    def _halve(self, samples: list[chat.Sample], error: RuntimeError) -> bool:
+        """After a memory error: shorter packs from now on. False for another error, or when no pass can be made shorter."""
+        if not isinstance(error, torch.OutOfMemoryError) and "not enough memory" not in str(error) or self.accelerator.num_processes > 1:
+            return False
+        if max(map(len, self.collator.passes(samples, self.pack_tokens, self.rows))) < 2:
+            return False
+        before = self.pack_tokens, self.rows
+        self.pack_tokens, self.rows = self.pack_tokens // 2, max(1, self.rows // 2)
+        what = f"rows of a pass {before[1]} -> {self.rows}" if self.collator.prefix is None else f"pack_tokens {before[0]:,} -> {self.pack_tokens:,}"
+        self.said(f"out of memory at step {self.state.global_step + 1}: {what}; the step is computed again, nothing is lost")
+        return True
 
     def autocast_smart_context_manager(self, cache_enabled=True):
         """bf16 arithmetic for the adapter on a bf16 base (see the module's docstring)."""
         on = self.model.dtype == torch.bfloat16
         return torch.autocast(self.model.device.type, dtype=torch.bfloat16, enabled=on, cache_enabled=cache_enabled)
-
-    def compute_loss_context_manager(self):
-        """Where the Trainer enters it."""
-        return self.autocast_smart_context_manager()
-
-    def training_step(self, model, inputs, num_items_in_batch=None):
-        """One forward and backward pass. Errors: FloatingPointError before a loss that is no number spoils the adapter."""
-        self.computed += inputs["input_ids"].numel()
-        self.labelled += len(inputs["labels"])
-        loss = super().training_step(model, inputs, num_items_in_batch)
-        if not torch.isfinite(loss):
-            hint = " or use bf16 instead of fp16" if self.args.fp16 else ""
-            raise FloatingPointError(f"the loss is {loss.item()} at step {self.state.global_step + 1}; lower learning_rate{hint}")
-        return loss
 
     def get_eval_dataloader(self, eval_dataset=None) -> DataLoader:
         """All dev samples in their order, on every process."""

@@ -21,7 +21,7 @@ import torch
 import transformers
 from transformers import PrinterCallback, TrainingArguments
 
-from glmlab import chat, models, paths, runs
+from glmlab import chat, memory, models, paths, runs
 from glmlab.runs import read_log  # noqa: F401  part of this module's interface
 from glmlab.trainer import Collator, PackTrainer, Reporter, StopAndSave, clock, log_interval
 
@@ -115,6 +115,8 @@ def train(settings, model, tokenizer, samples: list[chat.Sample], dev: list[chat
         else:
             _draw_adapter(model, settings.seed)
         with _undisturbed(model):
+            if settings.compile_layers and model.device.type == "cuda" and settings.steps >= memory.COMPILE_STEPS:
+                memory.compile_layers(model)
             trainer = _trainer(settings, model, tokenizer, samples, dev, folder, record, log)
             _run(trainer, settings, folder, checkpoint)
     result = runs.finish_run(folder, settings.steps, settings.keep_optimizer)
@@ -133,6 +135,7 @@ def _undisturbed(model):
     finally:
         transformers.logging.set_verbosity(verbosity)
         model.config.use_cache = use_cache
+        memory.release_layers(model)
         model.zero_grad()
         model.eval()
 
@@ -157,25 +160,29 @@ def _trainer(settings, model, tokenizer, samples, dev, folder: Path, record: dic
         from torch.utils.tensorboard import SummaryWriter
         from transformers.integrations import TensorBoardCallback
         callbacks.append(TensorBoardCallback(SummaryWriter(str(folder / "tensorboard"))))
-    arguments = _arguments(settings, model, folder)
+    collator = Collator(samples, settings.share_prefix, tokenizer)
+    pack_tokens, checkpointing, why = memory.choose_pass(model, collator, samples, settings.pack_tokens, settings.gradient_checkpointing,
+                                                         settings.batch_size * settings.accumulation)
+    if pack_tokens:
+        log(f"pack_tokens {pack_tokens:,}: {why}")
     trainer = PackTrainer(
-        model=model, args=arguments, train_dataset=samples, eval_dataset=dev, callbacks=[*callbacks, reporter],
-        data_collator=Collator(samples, settings.share_prefix, tokenizer),
-        eval_collator=Collator(dev, settings.share_prefix, tokenizer))
+        model=model, args=_arguments(settings, model, folder, checkpointing), train_dataset=samples, eval_dataset=dev,
+        callbacks=[*callbacks, reporter], collator=collator, eval_collator=Collator(dev, settings.share_prefix, tokenizer),
+        pack_tokens=pack_tokens, rows=settings.batch_size, log=log)
     trainer.remove_callback(PrinterCallback)
     reporter.trainer = trainer
     return trainer
 
 
-def _arguments(settings, model, folder: Path) -> TrainingArguments:
+def _arguments(settings, model, folder: Path, checkpointing: bool) -> TrainingArguments:
     """Our settings in the Trainer's words."""
     evaluates, stops_early = settings.eval_steps > 0, settings.early_stopping > 0
     arguments = TrainingArguments(
-        output_dir=str(folder), max_steps=settings.steps, per_device_train_batch_size=settings.batch_size,
-        per_device_eval_batch_size=settings.batch_size, gradient_accumulation_steps=settings.accumulation,
+        output_dir=str(folder), max_steps=settings.steps, per_device_train_batch_size=settings.batch_size * settings.accumulation,
+        per_device_eval_batch_size=settings.batch_size,
         learning_rate=settings.learning_rate, lr_scheduler_type=settings.schedule, warmup_steps=settings.warmup_steps,
         weight_decay=settings.weight_decay, seed=settings.seed, data_seed=settings.seed,
-        activation_checkpointing=settings.gradient_checkpointing, activation_checkpointing_kwargs={"use_reentrant": False},
+        activation_checkpointing=checkpointing, activation_checkpointing_kwargs={"use_reentrant": False},
         logging_steps=log_interval(settings.steps), logging_first_step=True, logging_nan_inf_filter=False, log_level="error",
         disable_tqdm=True, report_to="none", remove_unused_columns=False,
         save_steps=settings.checkpoint_steps, eval_strategy="steps" if evaluates else "no", eval_steps=settings.eval_steps or None,
@@ -203,8 +210,8 @@ def _run(trainer: PackTrainer, settings, folder: Path, checkpoint: Path | None) 
             size = 12 * sum(parameter.numel() for parameter in model.parameters() if parameter.requires_grad)  # adapter, two moments
             raise OSError(runs.disk_message(folder, lost, size)) from error
         if isinstance(error, torch.OutOfMemoryError) or "not enough memory" in str(error):
-            raise MemoryError(f"out of memory: set batch_size lower than {settings.batch_size} and accumulation higher by the same factor "
-                              "(the result is the same), or gradient_checkpointing to True") from error
+            raise MemoryError(f"out of memory: set batch_size lower than {settings.batch_size} and accumulation higher by the same factor, or "
+                              "pack_tokens lower (the result is the same), or gradient_checkpointing to True") from error
         raise
     finally:
         trainer.accelerator.unwrap_model(model, keep_fp32_wrapper=False)  # the wrapper that loss scaling puts around forward

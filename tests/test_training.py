@@ -180,7 +180,7 @@ def test_settings_that_leave_the_result_of_a_short_run_alone_arrive(settings, sa
     def arrived(chosen):
         model, made = _trainer(chosen, samples)
         dropout = model.peft_config["default"].lora_dropout
-        return made.data_collator.prefix, made.args.weight_decay, made.args.activation_checkpointing, dropout
+        return made.collator.prefix, made.args.weight_decay, made.args.activation_checkpointing, dropout
     assert arrived(settings()) == (chat.shared_prefix(samples[0]), 0.0, False, 0.0) and chat.shared_prefix(samples[0]) > 20
     assert arrived(settings(share_prefix=False, weight_decay=0.1, gradient_checkpointing=True, dropout=0.2)) == (None, 0.1, True, 0.2)
 
@@ -347,7 +347,7 @@ def test_run_folder(settings, run, samples, tmp_path):
     assert set(trained[0]) == {"step", "epoch", "loss", "learning_rate", "grad_norm", "tokens_per_second", "labelled_per_second",
                                "memory_gib", "seconds"}
     assert 0 < trained[-1]["labelled_per_second"] < trained[-1]["tokens_per_second"] and trained[-1]["memory_gib"] > 0.1
-    assert len(lines) == 9 and "step 6/6  loss " in lines[-3] and "answers right" in lines[-2] and "6 steps in" in lines[-1]
+    assert len(lines) == 10 and lines[0].startswith("pack_tokens 4,096: ") and "step 6/6  loss " in lines[-3] and "answers right" in lines[-2] and "6 steps in" in lines[-1]
 
 
 def test_early_stopping_leaves_no_path_of_this_machine(settings, run, tmp_path):
@@ -564,3 +564,44 @@ def test_adapters_in_the_last_layers_only(settings):
     assert sum(parameter.requires_grad for parameter in model.parameters()) == 4
     with pytest.raises(ValueError, match="layers: .* has 2 layers, not 3; 0 takes all"):
         training.prepare(settings(layers=3))
+
+
+# --- passes ------------------------------------------------------------------------------------------------------
+
+def test_how_a_step_is_split_into_passes_changes_nothing(settings, run):
+    """pack_tokens 200 makes several packs of a step of 12 samples, the default one."""
+    one, two = run(settings(run="one", batch_size=12)), run(settings(run="two", batch_size=6, accumulation=2, pack_tokens=200))
+    assert [loss for _, loss, *_ in _losses(one)] == pytest.approx([loss for _, loss, *_ in _losses(two)], rel=1e-5)
+
+
+def test_after_a_memory_error_the_step_is_computed_again_with_shorter_packs(settings, run, monkeypatch):
+    """The second pass of step 2 fails once: the run goes on and ends where the undisturbed run ends, dropout included."""
+    whole = run(settings(run="whole", batch_size=12, pack_tokens=150, dropout=0.2))
+    real, calls, lines = trainer.PackTrainer._step, [], []
+
+    def fails_once(self, model, samples, total):
+        calls.append(self.pack_tokens)
+        if len(calls) == 2:
+            model.base_model.model.lm_head.weight.grad = None
+            torch.rand(3)  # a draw that must be taken back
+            raise torch.OutOfMemoryError("CUDA out of memory")
+        return real(self, model, samples, total)
+
+    monkeypatch.setattr(trainer.PackTrainer, "_step", fails_once)
+    monkeypatch.setattr(trainer.PackTrainer, "_halve", lambda self, samples, error: self.said("again") or True)
+    again = run(settings(run="again", batch_size=12, pack_tokens=150, dropout=0.2), lines=lines)
+    assert lines.count("again") == 1 and len(calls) == 7 and _losses(whole) == _losses(again)
+    _assert_same(_weights(whole, 6), _weights(again, 6))
+
+
+def test_packs_are_halved_until_a_sample_stands_alone(settings, samples):
+    _, made = _trainer(settings(batch_size=12, pack_tokens=400), samples)
+    said, made.said = [], None
+    made.said = said.append
+    full = torch.OutOfMemoryError("CUDA out of memory")
+    tried = [made.pack_tokens]
+    while made._halve(samples[0][:12], full):
+        tried.append(made.pack_tokens)
+    assert tried[:3] == [400, 200, 100] and said[0].startswith("out of memory at step 1: pack_tokens 400 -> 200")
+    assert max(map(len, made.collator.passes(samples[0][:12], made.pack_tokens, 1))) == 1
+    assert not made._halve(samples[0][:12], RuntimeError("another error"))
