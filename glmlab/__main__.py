@@ -39,6 +39,11 @@ def main(arguments=None) -> int:
     tiny.add_argument("--minutes", type=float, default=0, help="stop after so many minutes, to measure the speed of a machine")
     tiny.add_argument("--no-compile", action="store_true", help="without torch.compile (no C++ compiler needed)")
     tiny.set_defaults(run=_tiny)
+    bench = commands.add_parser("bench", help="measure speed and memory at a real model's shape, random weights (GPU), or of a tiny base (CPU)")
+    bench.add_argument("what", choices=["train", "eval", "prefix"], help="training settings side by side, evaluation, cost of the prompt")
+    bench.add_argument("--base", default="glm-4-9b-0414", help="a base whose shape is known, or a tiny base for the CPU")
+    bench.add_argument("--out", help="JSON file to write, e.g. reports/benchmarks/train.json")
+    bench.set_defaults(run=_bench)
     options = parser.parse_args(arguments)
     try:
         return options.run(options) or 0
@@ -78,6 +83,15 @@ def _docs(options) -> int:
     for path in changed:
         print(f"{'differs' if options.check else 'written'}: {paths.shown(path)}")
     return int(options.check and bool(changed))
+
+
+def _bench(options) -> None:
+    from glmlab import bench_eval, bench_train, paths
+    tables = {"train": bench_train.train_table, "prefix": bench_train.prefix_table, "eval": bench_eval.eval_table}
+    found = tables[options.what](options.base, log=lambda line: print(line, flush=True))
+    found["about"]["command"] = f"python -m glmlab bench {options.what} --base {options.base}"
+    if options.out:
+        print(f"written: {paths.shown(paths.write_json(options.out, found))}")
 
 
 def _convert(options) -> None:

@@ -86,6 +86,7 @@ def compile_layers(model) -> None:
 
     A whole-model graph would be compiled anew for each way the adapter, the head and the mask are used.
     """
+    torch._dynamo.config.allow_unspec_int_on_nn_module = True  # the number of a layer is data, not another program
     for layer in layers(model):
         layer.compile()
 

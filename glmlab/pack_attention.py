@@ -1,6 +1,6 @@
 """Attention of a pack without computing anything that is masked: on a GPU by FlashAttention, on a CPU by one sdpa a piece.
 
-A pack holds a prefix once and the samples that share it one behind the other (`packing.pack`). A sample's tokens see the prefix and
+A pack holds a prefix once and the samples that share it one behind the other (`packing.Tree`). A sample's tokens see the prefix and
 themselves: that is ordinary causal attention of a short query over a longer key, prefix and own tokens together. FlashAttention's
 variable-length form takes all samples in one call; the prefix's keys and values are gathered once a sample, which is cheap where
 query heads share few key heads, and their gradients are summed in 32 bit. ChatGLM-6B reads prompts both ways: there a sample is two
@@ -32,30 +32,11 @@ class Queries:
         return replace(self, **{name: value.to(device, non_blocking=True) for name, value in vars(self).items() if torch.is_tensor(value)})
 
 
-def pieces(lengths: list[int], prompts: list[int] | None = None) -> list[tuple[slice, list[slice], bool]]:
-    """A pack as attention without a mask: (rows, their keys, whether causal: the last row sees the last key, the one before not, …).
-
-    lengths: tokens of the prefix and of each sample's own, as `packing.pack` gives them. prompts: for prompts that are read both ways,
-    how many of each sample's tokens are its prompt.
-    """
-    prefix, *own = lengths
-    ends = torch.tensor(lengths).cumsum(0).tolist()
-    samples = [slice(start, end) for start, end in zip(ends, ends[1:])]
-    if prompts is None:
-        shared = slice(0, prefix)
-        return [*([(shared, [shared], True)] if prefix else []), *((rows, [shared, rows] if prefix else [rows], True) for rows in samples)]
-    found = []
-    for rows, count in zip(samples, prompts):
-        prompt, answer = slice(rows.start, rows.start + count), slice(rows.start + count, rows.stop)
-        found += [(prompt, [prompt], False), *([(answer, [rows], True)] if count < own[len(found) // 2] else [])]
-    return found
-
-
-def plan(lengths: list[int], prompts: list[int] | None = None) -> list[Queries]:
-    """The variable-length calls that compute a pack; arguments as `pieces`."""
-    found = pieces(lengths, prompts)
-    return [_queries([(rows, keys) for rows, keys, is_causal in found if is_causal == causal], causal, sum(lengths))
-            for causal in (False, True) if any(is_causal == causal for *_, is_causal in found)]
+def plan(pieces: list[tuple[slice, list[slice], bool]]) -> list[Queries]:
+    """The variable-length calls that compute a tree, from `packing.Tree.pieces`."""
+    total = sum(rows.stop - rows.start for rows, *_ in pieces)
+    return [_queries([(rows, keys) for rows, keys, is_causal in pieces if is_causal == causal], causal, total)
+            for causal in (False, True) if any(is_causal == causal for *_, is_causal in pieces)]
 
 
 def _queries(found: list[tuple[slice, list[slice]]], causal: bool, total: int) -> Queries:
@@ -71,7 +52,8 @@ def _queries(found: list[tuple[slice, list[slice]]], causal: bool, total: int) -
 
 def fits_flash(model) -> bool:
     """Whether FlashAttention can compute this model's packs here: 16-bit arithmetic on an NVIDIA GPU from Ampere on, heads up to 256."""
-    config = getattr(model, "module", model).config
+    model = getattr(model, "module", model)  # the wrapper of several processes
+    config = model.config
     head = getattr(config, "head_dim", None) or config.hidden_size // config.num_attention_heads
     return (model.device.type == "cuda" and model.dtype in (torch.bfloat16, torch.float16) and head <= 256 and head % 8 == 0
             and torch.cuda.get_device_capability(model.device) >= (8, 0))
@@ -123,11 +105,17 @@ def _gradients(ctx, grad, *_):
 _varlen.register_autograd(_gradients, setup_context=_keep)
 
 
-def varlen_attention(module, query, key, value, attention_mask, scaling=None, pack_plan=None, **options):
-    """sdpa, but of a pack everything in one FlashAttention call (two for ChatGLM-6B). pack_plan: as `plan` gives it, on the GPU."""
+def varlen_attention(module, query, key, value, attention_mask, scaling=None, pack_plan=None, pack_prefix=None, **options):
+    """sdpa, but of a pack everything in one FlashAttention call (two for ChatGLM-6B). pack_plan: as `plan` gives it, on the GPU.
+
+    pack_prefix: keys and values of tokens before the pack, (layers, 2, 1, key heads, tokens, head size). It is no cache of transformers
+    because updating one makes a compiled layer another program in each layer.
+    """
     from transformers.integrations.sdpa_attention import sdpa_attention_forward
     if pack_plan is None:
         return sdpa_attention_forward(module, query, key, value, attention_mask, scaling=scaling, **options)
+    if pack_prefix is not None:
+        key, value = (torch.cat([before, states], dim=2) for before, states in zip(pack_prefix[module.layer_idx], (key, value)))
     query, key, value = (states[0].transpose(0, 1).contiguous() for states in (query, key, value))  # (tokens, heads, head)
     scale = query.shape[-1] ** -0.5 if scaling is None else scaling
     out = None
@@ -143,7 +131,7 @@ def varlen_attention(module, query, key, value, attention_mask, scaling=None, pa
 # --- on a CPU ----------------------------------------------------------------------------------------------------
 
 def piecewise_attention(module, query, key, value, attention_mask, pack_pieces=None, **options):
-    """sdpa, but of a pack each piece by itself. pack_pieces: as `pieces` gives them, None for an ordinary batch.
+    """sdpa, but of a pack each piece by itself. pack_pieces: as `packing.Tree.pieces` gives them, None for an ordinary batch.
 
     One masked sdpa over a pack costs the square of its length, most of it thrown away; on a CPU that is most of a training step.
     """
@@ -162,18 +150,20 @@ def piecewise_attention(module, query, key, value, attention_mask, pack_pieces=N
 
 # --- in transformers ---------------------------------------------------------------------------------------------
 
-def options(model, batch: dict) -> dict:
-    """What a model must be called with to compute a pack by one of the functions above; {} where only a masked sdpa can.
+def options(model, pieces: list, on_cpu: bool = True) -> dict:
+    """What a model must be called with to compute a tree by one of the functions above; {} where only a masked sdpa can.
 
-    batch: of `packing.pack`, on the model's device. The 4-D mask keeps transformers from making one; nobody reads it.
+    pieces: as `packing.Tree.pieces` gives them. on_cpu: also on a CPU, where it pays for long pieces only. The 4-D mask keeps
+    transformers from making one; nobody reads it.
     """
-    device, lengths, prompts = batch["input_ids"].device, batch["lengths"], batch["prompts"]
-    no_mask = torch.zeros(1, 1, 1, 1, device=device)
-    if device.type == "cpu" and _use(model, PIECEWISE, piecewise_attention):
-        return {"attention_mask": no_mask, "pack_pieces": pieces(lengths, prompts)}
-    if fits_flash(model) and _use(model, VARLEN, varlen_attention):
-        return {"attention_mask": no_mask, "pack_plan": [calls.to(device) for calls in plan(lengths, prompts)]}
-    return {}
+    device = getattr(model, "device", None) or next(model.parameters()).device
+    if device.type == "cpu" and on_cpu and _use(model, PIECEWISE, piecewise_attention):
+        found = {"pack_pieces": pieces}
+    elif fits_flash(model) and _use(model, VARLEN, varlen_attention):
+        found = {"pack_plan": [calls.to(device) for calls in plan(pieces)]}
+    else:
+        return {}
+    return found | {"attention_mask": torch.zeros(1, 1, 1, 1, device=device)}
 
 
 def _use(model, name: str, function) -> bool:

@@ -29,6 +29,7 @@ class Tree:
         self.open: list[bool] = []     # one a token: seen by all of its segment, two_way only
         self.segments: list[int] = []  # one a token
         self.parents: list[int] = []   # one a segment, -1 for none
+        self.firsts: list[int] = []    # one a segment: its first token
         self.ends: list[tuple[int, int]] = []  # one a segment: position (and block position) after its last token
 
     def add(self, ids: list[int], parent: int = -1) -> int:
@@ -40,6 +41,7 @@ class Tree:
             first = self.ends[parent][0] if parent >= 0 else self.start
             self.positions += range(first, first + len(ids))
             self.ends.append((first + len(ids), 0))
+        self.firsts.append(len(self.ids))
         self.ids += ids
         self.segments += [number] * len(ids)
         self.parents.append(parent)
@@ -71,6 +73,25 @@ class Tree:
             if parent >= 0:
                 family[segment] |= family[parent]
         return family
+
+    def pieces(self) -> list[tuple[slice, list[slice], bool]]:
+        """The tree as attention without a mask, segment by segment: (its tokens, the keys they see, whether causal).
+
+        Causal: the last token sees the last key, the one before not that one, and so on. Keys count from the start of the cache, which
+        comes first; tokens from the start of the sequence. A prompt that is read both ways is a piece of its own.
+        """
+        stops = [*self.firsts[1:], len(self.ids)]
+        seen: list[list[slice]] = []  # one a segment: the keys its descendants see
+        found = []
+        for first, stop, parent in zip(self.firsts, stops, self.parents):
+            before = seen[parent] if parent >= 0 else [slice(0, self.start)] if self.start else []
+            seen.append([*before, slice(self.start + first, self.start + stop)])
+            both_ways = next((place for place in range(first, stop) if not self.open[place]), stop) if self.two_way and parent < 0 else first
+            if both_ways > first:
+                found.append((slice(first, both_ways), [*before, slice(self.start + first, self.start + both_ways)], False))
+            if stop > both_ways:
+                found.append((slice(both_ways, stop), seen[-1], True))
+        return found
 
     def mask(self, device="cpu") -> torch.Tensor:
         """Who sees whom: bool (tokens, start + tokens); the `start` tokens of a cache are seen by all."""
@@ -131,8 +152,7 @@ def pack(samples: list[Sample], prefix_len: int = 0, per_sample: bool = False, t
 
     prefix_len 0 is plain block-diagonal packing. two_way: as `chat.two_way` gives it, with prefix_len 0 only.
     Returns input_ids (1, T), position_ids (1, T) or (1, 2, T), segments (T,) and family (segments, segments) for `token_mask`, with
-    two_way opened (T,) too; lengths, 1 + n ints: tokens of the prefix and of each sample's own, prompts: n ints with two_way, how many
-    of a sample's tokens are its prompt, else None; keep bool (1, T): the positions whose
+    two_way opened (T,) too; pieces: as `Tree.pieces` gives them; keep bool (1, T): the positions whose
     output predicts a label, and in their order labels (n,), sample (n,) and weights (n,): 1 a labelled token, or with per_sample 1 a
     sample, spread over its labelled tokens.
     Errors: ValueError if the samples do not share that prefix, or one has no token of its own before its labels.
@@ -154,10 +174,8 @@ def pack(samples: list[Sample], prefix_len: int = 0, per_sample: bool = False, t
         tree.add(sample.ids[prefix_len:], root)
     kept = torch.zeros(1, len(tree.ids), dtype=torch.bool)
     kept[0, keep] = True
-    lengths = (prefix_len, *(len(sample.ids) - prefix_len for sample in samples))
-    prompts = tuple(sample.ids.index(two_way[1]) for sample in samples) if two_way else None
     return {"input_ids": torch.tensor([tree.ids]), "position_ids": tree.position_ids(), "segments": torch.tensor(tree.segments),
-            "family": tree.family(), **({"opened": torch.tensor(tree.open)} if two_way else {}), "lengths": lengths, "prompts": prompts,
+            "family": tree.family(), **({"opened": torch.tensor(tree.open)} if two_way else {}), "pieces": tree.pieces(),
             "keep": kept, **_labels(targets, per_sample)}
 
 
@@ -207,7 +225,7 @@ def to(batch: dict, device) -> dict:
 def label_logits(model, batch: dict[str, torch.Tensor]) -> torch.Tensor:
     """Run the model on a batch of `pack` or `pad`: logits (n, vocabulary) of the labelled positions, lm_head at those only."""
     mask, options = batch.get("attention_mask"), {}
-    if mask is None and not (options := pack_attention.options(model, batch)):
+    if mask is None and not (options := pack_attention.options(model, batch["pieces"])):
         mask = attention_mask(token_mask(batch["family"], batch["segments"], batch.get("opened")), model)
     return model(input_ids=batch["input_ids"], position_ids=batch.get("position_ids"), logits_to_keep=batch["keep"], use_cache=False,
                  **({"attention_mask": mask} | options)).logits

@@ -12,7 +12,7 @@ from dataclasses import dataclass
 import numpy as np
 import torch
 
-from glmlab import chat
+from glmlab import chat, pack_attention
 from glmlab.packing import Tree, attention_mask
 
 
@@ -23,6 +23,11 @@ class Trie:
     branchings: list[int]           # the branching nodes, ascending
     edges: list[tuple[int, int]]    # (index in branchings, token): the choices, grouped by branching
     paths: np.ndarray               # float (labels, edges): 1 where the label's path takes the edge
+
+    def lead(self) -> int:
+        """How many of the first fed tokens follow one another before anything branches."""
+        parents = [parent for _, parent in self.fed]
+        return next((count for count, parent in enumerate(parents) if parent != count or count in self.branchings), len(parents))
 
 
 def label_trie(answers: list[list[int]]) -> Trie:
@@ -56,9 +61,16 @@ def score(model, tokenizer, prompts: list[list[int]], answers: list[str], prefix
     does not fit the memory is halved). progress(done) is called with the number of prompts so far, once a pack.
     Errors: ValueError for a prompt that does not share the prefix; the memory error itself when one prompt does not fit.
     """
-    trie = label_trie([chat.answer_ids(tokenizer, answer) for answer in answers])
     if prefix_len is None:
         prefix_len = chat.shared_prefix(prompts, tokenizer)
+    return score_ids(model, prompts, [chat.answer_ids(tokenizer, answer) for answer in answers], prefix_len, batch_tokens, progress,
+                     chat.two_way(tokenizer))
+
+
+def score_ids(model, prompts: list[list[int]], answers: list[list[int]], prefix_len: int, batch_tokens: int = 1024,
+              progress: Callable[[int], None] = lambda done: None, two_way: tuple[int, int] | None = None) -> np.ndarray:
+    """`score` for answers that are ids. two_way: as `chat.two_way` gives it."""
+    trie = label_trie(answers)
     for number, prompt in enumerate(prompts):
         if prompt[:prefix_len] != prompts[0][:prefix_len] or len(prompt) <= prefix_len:
             raise ValueError(f"prompt {number} does not share a prefix of {prefix_len} tokens that ends before its last token")
@@ -69,7 +81,7 @@ def score(model, tokenizer, prompts: list[list[int]], answers: list[str], prefix
         with torch.inference_mode():
             prefix = _prefix_states(model, prompts[0][:prefix_len]) if prompts else []
             for group in _groups([len(p) - prefix_len + len(trie.fed) for p in prompts], batch_tokens):
-                rows[group] = _score_or_halve(model, prefix, prefix_len, [prompts[i][prefix_len:] for i in group], trie, chat.two_way(tokenizer))
+                rows[group] = _score_or_halve(model, prefix, prefix_len, [prompts[i][prefix_len:] for i in group], trie, two_way)
                 progress(group[-1] + 1)
     finally:
         model.train(was_training)
@@ -111,22 +123,27 @@ def _score_or_halve(model, prefix, prefix_len: int, suffixes: list[list[int]], t
 def _score_pack(model, prefix, prefix_len: int, suffixes: list[list[int]], trie: Trie, two_way=None) -> np.ndarray:
     """Posterior over the labels, float (suffixes, labels), for prompts without their shared prefix."""
     from transformers import DynamicCache
-    tree = Tree(prefix_len, two_way)
+    tree, lead = Tree(prefix_len, two_way), trie.lead()
+    forced = [token for token, _ in trie.fed[:lead]]
     keep = []
     for suffix in suffixes:
-        segments = [tree.add(suffix)]
-        last = [len(tree.ids) - 1]  # index of the token whose output follows each node
-        for token, parent in trie.fed:
+        segments = [tree.add(suffix + forced)] * (lead + 1)
+        last = list(range(len(tree.ids) - 1 - lead, len(tree.ids)))  # index of the token whose output follows each node
+        for token, parent in trie.fed[lead:]:
             segments.append(tree.add([token], segments[parent]))
             last.append(len(tree.ids) - 1)
         keep += [last[node] for node in trie.branchings]
-    cache = DynamicCache()  # a fresh one each time: the forward pass appends to it
-    for layer, (keys, values) in enumerate(prefix):
-        cache.update(keys, values, layer)
     device = model.device
+    options = pack_attention.options(model, tree.pieces(), on_cpu=False)
+    if options and prefix:
+        options["pack_prefix"] = torch.stack([torch.stack(states) for states in prefix])
+    elif not options:
+        cache = DynamicCache()  # a fresh one each time: the forward pass appends to it
+        for layer, (keys, values) in enumerate(prefix):
+            cache.update(keys, values, layer)
+        options = {"attention_mask": attention_mask(tree.mask(device), model), "past_key_values": cache, "use_cache": True}
     logits = model(input_ids=torch.tensor([tree.ids], device=device), position_ids=tree.position_ids().to(device),
-                   attention_mask=attention_mask(tree.mask(device), model), past_key_values=cache, use_cache=True,
-                   logits_to_keep=torch.tensor(keep, device=device)).logits
+                   logits_to_keep=torch.tensor(keep, device=device), **{"use_cache": False} | options).logits
     return posterior(logits.view(len(suffixes), len(trie.branchings), -1), trie)
 
 

@@ -94,8 +94,9 @@ def rouge(reference: str, answer: str, unit: str = "words") -> dict[str, float]:
 
     As rouge-chinese 1.0.3 computes them: ROUGE-1 and -2 over *distinct* n-grams, not over the clipped counts of Lin 2004; ROUGE-L
     over the longest common subsequence of the whole texts, with repetitions, not the union over sentences that its name promises.
-    Differences: a blank answer is 0 (an exception there); white space is nothing (there a line break behind 。！？ counts as an
-    empty word, which lifts or lowers multi-line answers); F1 is exact (there 1e-8 is added). A text of one unit has no ROUGE-2.
+    Differences: a blank answer is 0 (an exception there); white space is nothing (there a blank line, or a line break behind 。！？,
+    counts as an empty word, which moves the score of multi-line answers); F1 is exact (there 1e-8 is added). A text of one unit has
+    no pair, so no ROUGE-2.
     """
     wanted, said = units(reference, unit), units(answer, unit)
     scores = {}
@@ -216,7 +217,8 @@ def score(references: list[str], answers: list[str | None], prompts: list[str], 
     """
     answers = [answer or "" for answer in answers]
     given = {"stopped": stopped, "first_token": first_token, "seconds": seconds}
-    given = {name: [float(value) for value in values] for name, values in given.items() if values is not None}
+    given = {name: [math.nan if value is None else float(value) for value in values]
+             for name, values in given.items() if values is not None}
     _check(references, {"answers": answers, "prompts": prompts, **given})
     rouges = [rouge(*pair, unit) for pair in zip(references, answers)]
     rows = {
@@ -233,7 +235,7 @@ def score(references: list[str], answers: list[str | None], prompts: list[str], 
     return {
         "rows": len(answers), "empty": sum(not answer.strip() for answer in answers), "unit": unit, "per_row": rows,
         "means": {name: mean_interval(values, seed, resamples) for name, values in rows.items()},
-        "corpus": {"bleu": corpus_bleu(references, answers), "distinct_1": distinct(answers, 1, unit), "distinct_2": distinct(answers, 2, unit)},
+        "corpus": {"bleu": corpus_bleu(references, answers), **{f"distinct_{n}": distinct(answers, n, unit) for n in (1, 2)}},
         "latency": {name: {f"p{part}": float(np.quantile(rows[name], part / 100)) for part in (50, 95)}
                     for name in ("first_token", "seconds") if name in rows},
     }
@@ -309,7 +311,8 @@ def _reading(test: dict) -> str:
     numbers = f"{difference} (95 % interval {low}..{high})"
     chance = f"if both were equal, a difference this large would arise by chance in {metrics._frequency(test['p'])}"
     if test["p"] >= 0.05:
-        return f"{higher} and {lower} cannot be told apart in {what} on these {test['rows']:,} rows: they differ by {numbers}, and {chance}."
+        where = f"on these {test['rows']:,} rows"
+        return f"{higher} and {lower} cannot be told apart in {what} {where}: they differ by {numbers}, and {chance}."
     verdict = {1: f"{higher} is better than {lower}", -1: f"{lower} is better (lower) than {higher}", 0: f"{higher} is higher than {lower}"}
     return f"{verdict[better]} in {what} by {numbers}; {chance}."
 

@@ -32,13 +32,6 @@ def one_by_one(model, tokenizer, prompt, new_tokens):
     return generation.answer_text(tokenizer, ids[len(prompt):])
 
 
-def watched(model, monkeypatch):
-    """The keyword arguments of every call of model.generate."""
-    calls, real = [], model.generate
-    monkeypatch.setattr(model, "generate", lambda **options: calls.append(options) or real(**options))
-    return calls
-
-
 @pytest.mark.parametrize("batch_size", [1, 4, 25])
 @pytest.mark.parametrize("kind", ["prompts", "apart"])
 def test_a_batch_gives_what_one_by_one_gives(tokenizer, make_model, request, kind, batch_size):
@@ -50,27 +43,35 @@ def test_a_batch_gives_what_one_by_one_gives(tokenizer, make_model, request, kin
     assert seen == {1: [1, 2, 3, 4, 5, 6], 4: [4, 6], 25: [6]}[batch_size]
 
 
-def test_padding_stands_left_of_the_prompts_own_tokens(tokenizer, make_model, prompts, apart, monkeypatch):
-    model = make_model()
-    calls = watched(model, monkeypatch)
-    for given in (prompts, apart, prompts[:1]):
-        generation.generate(model, tokenizer, given, 2)
-        shared = chat.shared_prefix(given) if len(given) > 1 else 0
-        ids, mask = calls[-1]["input_ids"], calls[-1]["attention_mask"]
-        assert ids.shape[1] == max(map(len, given))
-        for row, prompt in enumerate(sorted(given, key=len)):
-            assert ids[row][mask[row].bool()].tolist() == prompt
-            assert mask[row].tolist() == [1] * shared + [0] * (ids.shape[1] - len(prompt)) + [1] * (len(prompt) - shared)
-    assert chat.shared_prefix(prompts) > 20 and "past_key_values" not in calls[-1]
-
-
-def test_the_shared_prefix_is_computed_once(tokenizer, make_model, prompts):
+def test_the_shared_prefix_is_computed_once_and_nothing_is_padded(tokenizer, make_model, prompts):
     model, lengths = make_model(), []
     model.model.embed_tokens.register_forward_hook(lambda module, args, out: lengths.append(args[0].numel()))
     generation.generate(model, tokenizer, prompts, 1, batch_size=2)
     shared = chat.shared_prefix(prompts)
-    order = sorted(len(prompt) - shared for prompt in prompts)
-    assert lengths == [shared, *(2 * width for width in order[1::2])]
+    own = sorted(len(prompt) - shared for prompt in prompts)
+    assert shared > 20 and lengths == [shared, *(first + second for first, second in zip(own[::2], own[1::2]))]
+
+
+def test_the_facts_of_an_answer(tokenizer, make_model, prompts, monkeypatch):
+    model, seen = make_model(), []
+    stop = tokenizer.encode(generation.generate(model, tokenizer, prompts[:1], 12)[0])[3]
+    monkeypatch.setattr(chat, "stop_ids", lambda tokenizer: {stop})
+    found = generation.generate_facts(model, tokenizer, prompts, 12, 4, seen.append)
+    assert [answer.text for answer in found] == generation.generate(model, tokenizer, prompts, 12) and seen[-1] == 6
+    for prompt, answer in zip(prompts, found):
+        short = generation.generate_facts(model, tokenizer, [prompt], answer.tokens)[0]
+        assert short.text == answer.text and short.stopped == answer.stopped == (answer.tokens < 12)
+        if answer.tokens > 1:
+            assert not generation.generate_facts(model, tokenizer, [prompt], answer.tokens - 1)[0].stopped
+        assert 0 < answer.first_token_seconds <= answer.seconds < 10
+    assert {answer.stopped for answer in found} == {True, False}
+
+
+def test_a_prompt_too_long_for_the_model_is_refused(tokenizer, make_model, prompts):
+    model = make_model(max_position_embeddings=60)
+    with pytest.raises(ValueError, match="more than the limit of 60"):
+        generation.generate(model, tokenizer, prompts, 20)
+    assert not model.training
 
 
 def _emits(model, token, after):
@@ -112,33 +113,34 @@ def test_greedy_whatever_the_base_asks_for_and_without_dropout(tokenizer, make_l
     assert model.training and not any("generation flags" in str(warning.message) for warning in recwarn)
 
 
-def _small_memory(monkeypatch, fits):
-    """Batches that do not `fit(prompts)` run out of memory; returns the batch sizes that were tried."""
-    real, tried = generation._batch, []
+def _small_memory(model, fits):
+    """Passes of (rows, tokens) that do not fit run out of memory; returns those that were tried."""
+    tried = []
 
-    def batch(model, tokenizer, prefix, prompts, max_new_tokens):
-        tried.append(len(prompts))
-        if not fits(prompts):
+    def check(module, args):
+        tried.append(tuple(args[0].shape))
+        if not fits(*tried[-1]):
             raise torch.OutOfMemoryError("CUDA out of memory")
-        return real(model, tokenizer, prefix, prompts, max_new_tokens)
-    monkeypatch.setattr(generation, "_batch", batch)
+    model.model.embed_tokens.register_forward_pre_hook(check)
     return tried
 
 
-def test_a_batch_that_does_not_fit_is_halved(tokenizer, make_model, prompts, monkeypatch, capsys):
+def test_a_batch_that_does_not_fit_is_halved(tokenizer, make_model, prompts, capsys):
     model = make_model()
     expected = generation.generate(model, tokenizer, prompts, 8)
-    tried = _small_memory(monkeypatch, lambda batch: len(batch) < 3)
+    tried = _small_memory(model, lambda rows, tokens: rows < 3)
     assert generation.generate(model, tokenizer, prompts, 8) == expected
-    assert tried == [6, 3, 1, 1, 1, 1, 1, 1]
-    assert "out of memory with 6 prompts at once: going on with 3" in capsys.readouterr().out
+    assert [rows for rows, _ in tried].count(6) == 1 and max(rows for rows, _ in tried[3:]) == 3
+    assert capsys.readouterr().out.splitlines() == [f"out of memory with {tried} prompts at once: going on with {then}" for tried, then in
+                                                    ((6, 3), (3, 1))]
 
 
-def test_a_prompt_that_does_not_fit_alone_is_shortened_or_given_up(tokenizer, make_model, prompts, monkeypatch):
+def test_a_prompt_that_does_not_fit_alone_is_shortened_or_given_up(tokenizer, make_model, prompts):
     model = make_model()
     expected = generation.generate(model, tokenizer, prompts, 8)
     longest = max(range(6), key=lambda place: len(prompts[place]))
-    _small_memory(monkeypatch, lambda batch: max(map(len, batch)) < len(prompts[longest]))
+    own = len(prompts[longest]) - chat.shared_prefix(prompts)
+    _small_memory(model, lambda rows, tokens: tokens < own)
     with pytest.raises(torch.OutOfMemoryError):
         generation.generate(model, tokenizer, prompts, 8)
     asked, other = [], prompts[(longest + 1) % 6]
@@ -147,7 +149,7 @@ def test_a_prompt_that_does_not_fit_alone_is_shortened_or_given_up(tokenizer, ma
     assert found[:longest] + found[longest + 1:] == expected[:longest] + expected[longest + 1:]
     found = generation.generate(model, tokenizer, prompts, 8, shorter=lambda place: None)
     assert found[longest] is None and found.count(None) == 1
-    monkeypatch.setattr(generation, "_batch", lambda *args: (_ for _ in ()).throw(RuntimeError("shape mismatch")))
+    model.lm_head.register_forward_hook(lambda *args: (_ for _ in ()).throw(RuntimeError("shape mismatch")))
     with pytest.raises(RuntimeError, match="shape mismatch"):
         generation.generate(model, tokenizer, prompts, 8, shorter=lambda place: None)
 

@@ -12,6 +12,7 @@ SHARED = [Sample([1, 2, 3, 11, 12, 13, 91, 92], 6), Sample([1, 2, 3, 21, 22, 23,
 ENDS = (8, 9)  # [gMASK], <sop>
 TWO_WAY = [Sample([4, 5, 8, 9, 91, 92], 4), Sample([4, 6, 7, 5, 8, 9, 93], 6), Sample([8, 9, 94, 95], 2)]
 PACKS = {"shared": packing.pack(SHARED, 3), "nothing shared": packing.pack(SHARED), "two ways": packing.pack(TWO_WAY, two_way=ENDS)}
+PIECES = PACKS["shared"]["pieces"]
 each = pytest.mark.parametrize("batch", PACKS.values(), ids=PACKS)
 
 
@@ -22,7 +23,7 @@ def _seen(batch):
 @each
 def test_pieces_see_what_the_mask_lets_them_see(batch):
     seen = torch.zeros_like(_seen(batch))
-    for rows, keys, causal in pack_attention.pieces(batch["lengths"], batch["prompts"]):
+    for rows, keys, causal in batch["pieces"]:
         places = [place for part in keys for place in range(part.start, part.stop)]
         queries = range(rows.start, rows.stop)
         for number, row in enumerate(queries):
@@ -36,7 +37,7 @@ def test_pieces_see_what_the_mask_lets_them_see(batch):
 def test_plan_sees_what_the_mask_lets_it_see(batch):
     """What FlashAttention is told, read as its documentation says: causal is aligned at the last key."""
     seen = torch.zeros_like(_seen(batch))
-    for calls in pack_attention.plan(batch["lengths"], batch["prompts"]):
+    for calls in pack_attention.plan(batch["pieces"]):
         rows = torch.arange(len(seen)) if calls.rows is None else calls.rows
         assert calls.longest == calls.starts.diff().max() and calls.longest_keys == calls.key_starts.diff().max()
         for first, end, key_first, key_end in zip(calls.starts, calls.starts[1:], calls.key_starts, calls.key_starts[1:]):
@@ -55,7 +56,7 @@ def test_piecewise_equals_the_masked_attention(batch):
     module = torch.nn.Module()
     module.num_key_value_groups, module.is_causal = 2, True
     found, _ = pack_attention.piecewise_attention(module, query, key, value, None, scaling=0.25,
-                                                  pack_pieces=pack_attention.pieces(batch["lengths"], batch["prompts"]))
+                                                  pack_pieces=batch["pieces"])
     wanted = torch.nn.functional.scaled_dot_product_attention(query, key.repeat_interleave(2, 1), value.repeat_interleave(2, 1),
                                                               _seen(batch)[None, None], scale=0.25).transpose(1, 2)
     torch.testing.assert_close(found, wanted, rtol=1e-12, atol=1e-12)
@@ -64,8 +65,20 @@ def test_piecewise_equals_the_masked_attention(batch):
 def test_what_cannot_be_computed_so_is_left_to_the_mask(make_model):
     model = make_model()
     model.config._attn_implementation = "eager"
-    assert pack_attention.options(model, PACKS["shared"]) == {} and not pack_attention.fits_flash(model)
-    assert set(pack_attention.options(make_model(), PACKS["shared"])) == {"attention_mask", "pack_pieces"}
+    assert pack_attention.options(model, PIECES) == {} and not pack_attention.fits_flash(model)
+    assert set(pack_attention.options(make_model(), PIECES)) == {"attention_mask", "pack_pieces"}
+
+
+def test_pieces_of_a_tree_behind_a_cache():
+    tree = packing.Tree(start=2)
+    call = tree.add([5, 6, 7])
+    tree.add([8], tree.add([9, 10], call))
+    seen = torch.zeros(6, 8, dtype=torch.bool)
+    for rows, keys, causal in tree.pieces():
+        places = [place for part in keys for place in range(part.start, part.stop)]
+        for number, row in enumerate(range(rows.start, rows.stop)):
+            seen[row, places[: len(places) - (rows.stop - rows.start - 1 - number)]] = causal
+    assert torch.equal(seen, tree.mask())
 
 
 # --- which samples together --------------------------------------------------------------------------------------

@@ -1,0 +1,56 @@
+"""What each task brings to a conversation with its model: the prompt of its training, example questions, what must be said. Text only."""
+
+from collections.abc import Callable
+from dataclasses import dataclass, field
+
+
+@dataclass(frozen=True)
+class Persona:
+    """How a task talks."""
+    task: str
+    base: str                                            # where no run says which
+    messages: Callable[[list[dict]], list[dict]] = list  # conversation without system message -> the same as in training
+    examples: dict[str, list[str]] = field(default_factory=dict)  # scene -> questions to try
+    rounds: bool = True                                  # earlier rounds belong to the prompt
+    disclaimer: dict[str, str] = field(default_factory=dict)  # language -> what stands above everything; empty for none
+    emergency: Callable[[str], str | None] = lambda text: None  # question -> the fixed line before the answer
+    triples: Callable[[str], list | None] | None = None  # answer -> triples
+
+
+def intent() -> Persona:
+    """Every message is one call; the prompt is that of project 1."""
+    from glmlab.tasks import intent
+    return Persona("intent", "glm4-tiny", lambda turns: intent.messages(turns[-1]["content"]), rounds=False, examples={
+        "电信": ["您好请讲[SEP]我想把彩铃退了[SEP]好的已经为您取消", "您好请讲[SEP]我想查一下这个月的话费[SEP]好的我帮您看一下"]})
+
+
+def triplets() -> Persona:
+    """Every message is one text to extract from."""
+    from glmlab.tasks import triplets
+    return Persona("triplets", "chatglm-tiny", lambda turns: triplets.messages(turns[-1]["content"]), rounds=False, triples=triplets.parse,
+                   examples={"新闻": ["林晓雯毕业于江宁大学，现在在云帆科技工作。", "云帆科技的总部设在苏州，由周子航创立。"]})
+
+
+def service() -> Persona:
+    """Customer service in three scenes, with history."""
+    return Persona("service", "chatglm-tiny", examples={
+        "网上购物": ["如何退货？", "我的订单什么时候发货？", "收到的商品有破损怎么办？"],
+        "技术支持": ["软件打不开怎么办？", "忘记密码了怎么找回？"],
+        "金融服务": ["信用卡怎么还款？", "转账多久到账？"]})
+
+
+def medical() -> Persona:
+    """Medical questions: teaching material, never advice."""
+    from glmlab.tasks import medical
+    return Persona("medical", "chatglm3-tiny", disclaimer=medical.DISCLAIMER, emergency=medical.emergency, examples={
+        "内科": ["血压有点高平时要注意什么？", "感冒发烧什么时候该去医院？"], "儿科": ["孩子咳嗽三天了怎么办？"]})
+
+
+PERSONAS = {"intent": intent, "triplets": triplets, "service": service, "medical": medical}
+
+
+def persona(task: str) -> Persona:
+    """The persona of a task. Errors: ValueError names the tasks there are."""
+    if task not in PERSONAS:
+        raise ValueError(f"unknown task {task!r}; there are: {', '.join(PERSONAS)}")
+    return PERSONAS[task]()
