@@ -9,7 +9,7 @@ def main(arguments=None) -> int:
     parser = argparse.ArgumentParser(prog="python -m glmlab", description="GLM Lab: fine-tune, measure and use GLM models.")
     commands = parser.add_subparsers(dest="command", required=True, metavar="COMMAND")
     course = commands.add_parser("course", help="run the notebooks of a project headlessly and print the result")
-    course.add_argument("project", choices=["intent"], help="which project")
+    course.add_argument("project", choices=["intent", "triplets", "service", "medical"], help="which project")
     course.set_defaults(run=_course)
     calls = commands.add_parser("calls", help="make the calls of project 1: train_new.csv, dev_new.csv, test_new.csv")
     calls.add_argument("folder", nargs="?", help="folder to write; default data/intent")

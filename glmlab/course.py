@@ -49,4 +49,4 @@ def summary(project: str, folder: Path) -> str:
     comparison = reports.read_comparison(folder / "compare")
     figures = sorted(folder.rglob("*.png"))
     opened = [*(folder / f"{name}.ipynb" for name, _ in COURSES[project]), *figures]
-    return "\n".join([reports.text_table(comparison["systems"]), "", "open:", *(f"  {paths.shown(path)}" for path in opened)])
+    return "\n".join([reports.text_table(comparison["systems"], comparison["scores"]), "", "open:", *(f"  {paths.shown(path)}" for path in opened)])

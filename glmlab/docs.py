@@ -166,14 +166,15 @@ def with_tables(text: str) -> str:
 
     def table(match):
         file = paths.ROOT.joinpath(*REPORTS, match.group(2))
-        return match.group(1) + reports.markdown_table(reports.read_comparison(file.parent)["systems"]) + "\n" + match.group(3)
+        found = reports.read_comparison(file.parent)
+        return match.group(1) + reports.markdown_table(found["systems"], found["scores"]) + "\n" + match.group(3)
 
     return TABLE.sub(table, text)
 
 
 def with_sums(text: str) -> str:
     """data/README.md with the checksums of what ships between its two marks."""
-    files = [path for folder, pattern in (("intent", "*.csv"), ("models", "*/*.safetensors"), ("models", "*/tokenizer.json"),
+    files = [path for folder, pattern in (("intent", "*.csv"), ("triplets", "*.jsonl"), ("service", "*.json"), ("medical", "*.csv"), ("models", "*/*.safetensors"), ("models", "*/tokenizer.json"),
                                           ("runs", "*-reference/checkpoint-*/adapter_model.safetensors"))
              for path in sorted(paths.ROOT.joinpath("data", folder).glob(pattern))]
     rows = [f"| {path.relative_to(paths.ROOT / 'data').as_posix()} | {path.stat().st_size:,} | `{hashlib.sha256(path.read_bytes()).hexdigest()}` |"

@@ -216,12 +216,13 @@ def reliability(calibration: dict, path=None, title: str = "Reliability"):
 
 # --- comparison --------------------------------------------------------------------------------------------------
 
-def score_against_step(rows: list[dict], baselines: dict | None = None, path=None, score: str = "f1_macro"):
+def score_against_step(rows: list[dict], baselines: dict | None = None, path=None, score: str = "f1_macro", title: str = ""):
     """A score of the checkpoints against their step, with intervals; baselines as horizontal lines.
 
-    rows: `reports.comparison_row` dicts with a step. baselines: {name: score}.
+    rows: `reports.comparison_row` dicts with a step. baselines: {name: score}. title: of a score that is none of a classification.
     """
     from glmlab.metrics import SCORES
+    title = title or SCORES[score]
     rows = sorted((row for row in rows if row.get("step") is not None), key=lambda row: row["step"])
     figure, axis = _axes(8, 4.6)
     steps, values = [row["step"] for row in rows], [row[score] for row in rows]
@@ -230,14 +231,18 @@ def score_against_step(rows: list[dict], baselines: dict | None = None, path=Non
         axis.fill_between(steps, *zip(*(row[f"{score}_interval"] for row in rows)), color=COLOURS[0], alpha=0.15)
     for number, (name, value) in enumerate((baselines or {}).items()):
         axis.axhline(value, color=COLOURS[1 + number % 4], linestyle="--", label=f"{name} {value:.3f}")
-    axis.set(xlabel="step", ylabel=SCORES[score], ylim=(0, 1), title=f"{SCORES[score]} against step")
+    axis.set(xlabel="step", ylabel=title, title=f"{title} against step", **({"ylim": (0, 1)} if score in SCORES else {}))
     axis.legend(loc="best")
     return save(figure, path)
 
 
 def comparison_bars(rows: list[dict], path=None, scores=("accuracy", "f1_macro")):
-    """Bars with 95 % intervals of several systems; rows: `reports.comparison_row` dicts, drawn in the given order."""
+    """Bars with 95 % intervals of several systems; rows: `reports.comparison_row` dicts, drawn in the given order.
+
+    scores: names of a classification's scores, or {key of a row: its title}, all between 0 and 1.
+    """
     from glmlab.metrics import SCORES
+    titles = scores if isinstance(scores, dict) else {score: SCORES[score] for score in scores}
     figure, axis = _axes(9, (0.2 + 0.3 * len(scores)) * len(rows) + 1.4)
     height = 0.8 / len(scores)
     for number, score in enumerate(scores):
@@ -246,7 +251,7 @@ def comparison_bars(rows: list[dict], path=None, scores=("accuracy", "f1_macro")
         ends = [row.get(f"{score}_interval", (row[score], row[score])) for row in rows]
         errors = [[max(0, value - low) for value, (low, _) in zip(values, ends)],
                   [max(0, high - value) for value, (_, high) in zip(values, ends)]]
-        axis.barh(places, values, height, xerr=errors, color=COLOURS[number % 5], label=SCORES[score],
+        axis.barh(places, values, height, xerr=errors, color=COLOURS[number % 5], label=titles[score],
                   error_kw={"elinewidth": 1, "capsize": 2.5, "ecolor": "#333333"})
         for place, value, (_, high) in zip(places, values, ends):
             axis.text(max(value, high) + 0.012, place, f"{value:.3f}", va="center", fontsize=9)

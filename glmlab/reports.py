@@ -224,27 +224,34 @@ def choose_best(rows: list[dict], score: str = "f1_macro") -> int:
     return max(steps, key=lambda row: (row[score], -row["step"]))["step"]
 
 
-def text_table(rows: list[dict]) -> str:
-    """`comparison_row`s with their 95 % intervals, for a notebook or a terminal."""
-    cells = [[row["name"], *(_with_interval(row, score) for score in metrics.SCORES), row["rows"] - row["answered"]] for row in rows]
-    return table(["system", *metrics.SCORES.values(), "unanswered"], cells)
+def text_table(rows: list[dict], scores: dict[str, str] = metrics.SCORES) -> str:
+    """Systems with their 95 % intervals, for a notebook or a terminal. rows: as `comparison_row`; scores: {key of a row: its title}."""
+    counted = all("answered" in row for row in rows)
+    cells = [[row["name"], *(_with_interval(row, score) for score in scores), *([row["rows"] - row["answered"]] if counted else [])] for row in rows]
+    return table(["system", *scores.values(), *(["unanswered"] if counted else [])], cells)
 
 
-def markdown_table(rows: list[dict]) -> str:
-    """`comparison_row`s with their 95 % intervals, for README.md."""
-    lines = ["| system | rows | " + " | ".join(metrics.SCORES.values()) + " |", "|---|---:|" + "---:|" * len(metrics.SCORES)]
+def markdown_table(rows: list[dict], scores: dict[str, str] = metrics.SCORES) -> str:
+    """The same for README.md, with the number of rows."""
+    lines = ["| system | rows | " + " | ".join(scores.values()) + " |", "|---|---:|" + "---:|" * len(scores)]
     for row in rows:
-        scores = " | ".join(_with_interval(row, score) for score in metrics.SCORES)
-        lines.append(f"| {row['name'].replace('|', '/')} | {row['rows']:,} | {scores} |")
+        cells = " | ".join(_with_interval(row, score) for score in scores)
+        lines.append(f"| {row['name'].replace('|', '/')} | {row['rows']:,} | {cells} |")
     return "\n".join(lines) + "\n"
 
 
 def _with_interval(row: dict, score: str) -> str:
-    return "{:.3f} ({:.3f}..{:.3f})".format(row[score], *row[f"{score}_interval"])
+    """0.818 (0.795..0.843); figures above 1 with one digit; - where a system has no such score."""
+    if row.get(score) is None:
+        return "-"
+    digits = ".3f" if abs(row[score]) <= 1 else ".1f"
+    interval = row.get(f"{score}_interval")
+    return format(row[score], digits) + (f" ({interval[0]:{digits}}..{interval[1]:{digits}})" if interval else "")
 
 
 def write_comparison(folder, about: dict, systems: list[dict], tests: list[dict] = (), **more) -> Path:
-    """Write comparison.json: what was compared, `comparison_row`s of the systems, `metrics.paired_test`s, and more (e.g. best_step)."""
+    """Write comparison.json: what was compared, `comparison_row`s of the systems, `metrics.paired_test`s, and more: best_step, or for
+    scores other than a classification's `scores`, {key of a row: its title}."""
     return paths.write_json(Path(folder) / COMPARISON_FILE, {"about": about, "systems": list(systems), "tests": list(tests), **more})
 
 
@@ -254,8 +261,8 @@ def read_comparison(folder) -> dict:
     found = _json_or_none(path)
     if found is None:
         kind, why = (ValueError, "is damaged") if path.exists() else (FileNotFoundError, "is not there")
-        raise kind(f"{paths.shown(path)} {why}: run notebook 04_compare with this output_dir")
-    return found
+        raise kind(f"{paths.shown(path)} {why}: run the project's comparison notebook with this output_dir")
+    return {"scores": metrics.SCORES} | found
 
 
 def remembered(folder, name: str, about: dict, compute: Callable[[], dict], recompute: bool = False,
