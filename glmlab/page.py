@@ -25,18 +25,19 @@ def look() -> dict:
     return {"theme": gr.themes.Soft(primary_hue="indigo", font=fonts, font_mono=["ui-monospace", "Consolas", "monospace"]), "head": f"<style>{CSS}</style>"}
 
 
-def build(talk, classify: Callable | None = None, extract: Callable | None = None) -> gr.Blocks:
+def build(talk, classify: Callable | None = None, extract: Callable | None = None, graph: Callable | None = None) -> gr.Blocks:
     """The page of a loaded model.
 
-    classify(text) -> `predict.Intent` shows the intent tab; extract(text) -> (triples or None, matplotlib figure or None) the triplet tab.
+    classify(text) -> `predict.Intent` shows the intent tab; extract(text) -> triples, None when none can be read, the triplet tab;
+    graph(triples) -> matplotlib figure adds their picture to it.
     """
-    return _Page(talk, classify, extract).blocks
+    return _Page(talk, classify, extract, graph).blocks
 
 
 class _Page:
     """The components of one page, and the answers that its visitors wait for."""
 
-    def __init__(self, talk, classify: Callable | None, extract: Callable | None):
+    def __init__(self, talk, classify: Callable | None, extract: Callable | None, graph: Callable | None):
         self.talk, self.task, self.language = talk, talk.persona.task, talk.config.language
         self.running: dict[str, list[Ticket]] = {}  # visitor -> what is being written for them
         self.texts = []                             # (component, property, word) that change with the language
@@ -57,7 +58,7 @@ class _Page:
                         self._intent_tab(classify)
                 if extract:
                     with self._named(gr.Tab, "label", "triplets"):
-                        self._triplet_tab(extract, language)
+                        self._triplet_tab(extract, graph, language)
             language.input(self._relabel, [language, self.list], [*(component for component, *_ in self.texts), self.chat], queue=False)
             self.blocks.load(self._opened, language, [self.list, self.chat])
             self.blocks.unload(self._left)
@@ -299,19 +300,17 @@ class _Page:
 
         gr.on([button.click], _told(bars), box, label)
 
-    def _triplet_tab(self, extract: Callable, language) -> None:
+    def _triplet_tab(self, extract: Callable, graph: Callable | None, language) -> None:
         box = self._named(gr.Textbox, "label", "sentence", lines=4, elem_id="sentence")
         button = self._named(gr.Button, "value", "extract", variant="primary", elem_id="extract")
         table = self._named(gr.Dataframe, "label", "triples", type="array", interactive=False, elem_id="triples")
-        picture = self._named(gr.Plot, "label", "graph")
+        picture = self._named(gr.Plot, "label", "graph", visible=bool(graph), elem_id="graph")
 
         def triples(text: str, language: str) -> tuple:
-            if not text.strip():
-                return None, None
-            found, figure = extract(text.strip())
+            found = extract(text.strip()) if text.strip() else []
             if found is None:
                 gr.Info(word("nothing", language))
-            return [list(triple) for triple in found or []], figure
+            return [list(triple) for triple in found or []], graph(found) if graph and found else None
 
         button.click(_told(triples), [box, language], [table, picture])
 

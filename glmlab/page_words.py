@@ -37,7 +37,7 @@ CSS = """
 .gradio-container button.lg {white-space: nowrap}
 #chat {height: 54vh !important; min-height: 320px}
 #chat .top-panel {display: none} /* it would clear the picture and leave the conversation */
-#chat small {color: var(--body-text-color-subdued)}
+#chat small {opacity: 0.7}
 .answer {min-height: 120px; padding: 12px !important; border: 1px solid var(--border-color-primary); border-radius: 8px}
 footer {display: none !important}
 @media (min-width: 1600px) {

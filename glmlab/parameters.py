@@ -448,7 +448,7 @@ class FamilySettings:
     learning_rate: float = option(6e-3, "highest learning rate", above=0)
     warmup_steps: int = option(20, "steps of linear rise to learning_rate", low=0)
     batch_size: int = option(4, "rows of an optimizer step, times accumulation; in one pass where packs are off", low=1)
-    steps: int = option(200, "optimizer steps, the same for every base", low=1)
+    steps: int = option(300, "optimizer steps, the same for every base", low=1)
     checkpoint_steps: int = option(100, "a checkpoint every so many steps", low=1)
     max_length: int = _max_length(1536)
     bootstrap: int = _bootstrap()

@@ -9,7 +9,7 @@ class Persona:
     """How a task talks."""
     task: str
     base: str                                            # where no run says which
-    messages: Callable[[list[dict]], list[dict]] = list  # conversation without system message -> the same as in training
+    messages: Callable[[list[dict]], list[dict]] = list  # conversation without system message -> the same as training writes it
     examples: dict[str, list[str]] = field(default_factory=dict)  # scene -> questions to try
     rounds: bool = True                                  # earlier rounds belong to the prompt
     disclaimer: dict[str, str] = field(default_factory=dict)  # language -> what stands above everything; empty for none
@@ -17,40 +17,44 @@ class Persona:
     triples: Callable[[str], list | None] | None = None  # answer -> triples
 
 
-def intent() -> Persona:
+def intent(form: str = "system") -> Persona:
     """Every message is one call; the prompt is that of project 1."""
     from glmlab.tasks import intent
-    return Persona("intent", "glm4-tiny", lambda turns: intent.messages(turns[-1]["content"]), rounds=False, examples={
+    return Persona("intent", "glm4-tiny", lambda turns: intent.messages(turns[-1]["content"], form=form), rounds=False, examples={
         "电信": ["您好请讲[SEP]我想把彩铃退了[SEP]好的已经为您取消", "您好请讲[SEP]我想查一下这个月的话费[SEP]好的我帮您看一下"]})
 
 
-def triplets() -> Persona:
+def triplets(form: str = "instruction") -> Persona:
     """Every message is one text to extract from."""
     from glmlab.tasks import triplets
-    return Persona("triplets", "chatglm-tiny", lambda turns: triplets.messages(turns[-1]["content"]), rounds=False, triples=triplets.parse,
-                   examples={"新闻": ["林晓雯毕业于江宁大学，现在在云帆科技工作。", "云帆科技的总部设在苏州，由周子航创立。"]})
+    return Persona("triplets", "chatglm-tiny", lambda turns: triplets.messages(turns[-1]["content"], form=form), rounds=False,
+                   triples=triplets.parse, examples={"新闻": ["林晓雯毕业于江宁大学，现在在云帆科技工作。", "云帆科技的总部设在苏州，由周子航创立。"]})
 
 
-def service() -> Persona:
+def service(form: str = "chat") -> Persona:
     """Customer service in three scenes, with history."""
-    return Persona("service", "chatglm-tiny", examples={
-        "网上购物": ["如何退货？", "我的订单什么时候发货？", "收到的商品有破损怎么办？"],
-        "技术支持": ["软件打不开怎么办？", "忘记密码了怎么找回？"],
-        "金融服务": ["信用卡怎么还款？", "转账多久到账？"]})
+    from glmlab.tasks import service
+    asked = (["如何退货？", "我昨天付款的怎么还没发货", "收到货少了一件怎么办？"], ["耳机声音断断续续怎么办？", "忘记路由器管理密码怎么办？", "有信号但打不开网页"],
+             ["忘记银行卡密码怎么办？", "定期存款能提前取吗？", "贷款逾期有什么后果"])
+    return Persona("service", "chatglm-tiny", lambda turns: service.in_form(turns, form), dict(zip(service.SCENES.values(), asked)))
 
 
-def medical() -> Persona:
+def medical(form: str = "chat") -> Persona:
     """Medical questions: teaching material, never advice."""
     from glmlab.tasks import medical
-    return Persona("medical", "chatglm3-tiny", disclaimer=medical.DISCLAIMER, emergency=medical.emergency, examples={
-        "内科": ["血压有点高平时要注意什么？", "感冒发烧什么时候该去医院？"], "儿科": ["孩子咳嗽三天了怎么办？"]})
+    return Persona("medical", "chatglm3-tiny", lambda turns: [*turns[:-1], *medical.messages(turns[-1]["content"], form=form)],
+                   disclaimer=medical.DISCLAIMER, emergency=medical.emergency,
+                   examples={"内科": ["血压有点高平时要注意什么？", "感冒发烧什么时候该去医院？"], "儿科": ["孩子咳嗽三天了怎么办？"]})
 
 
 PERSONAS = {"intent": intent, "triplets": triplets, "service": service, "medical": medical}
 
 
-def persona(task: str) -> Persona:
-    """The persona of a task. Errors: ValueError names the tasks there are."""
+def persona(task: str, form: str = "") -> Persona:
+    """The persona of a task. form: of the prompt, as its model was trained; "" for the task's usual one.
+
+    Errors: ValueError names the tasks there are; messages of a persona with another task's form raise one that names the forms.
+    """
     if task not in PERSONAS:
         raise ValueError(f"unknown task {task!r}; there are: {', '.join(PERSONAS)}")
-    return PERSONAS[task]()
+    return PERSONAS[task](form) if form else PERSONAS[task]()

@@ -144,8 +144,8 @@ def load(config: Config) -> Talk:
     """Load the base and all adapters and start the engine. Errors: as `models.load_base`, `models.find_checkpoint`."""
     from glmlab import encoding
     from glmlab.engine import Engine
-    task = persona(config.task)
     folders, settings = _adapters(config)
+    task = persona(config.task, settings.get("form", ""))
     base = config.base or settings.get("base", task.base)
     quantization = config.quantization or ("nf4" if settings.get("method") == "qlora" else "none")
     model, tokenizer = models.load_base(base, quantization)

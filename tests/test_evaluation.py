@@ -152,19 +152,18 @@ def test_generate_rows_equals_plain_generation(intent_tokenizer, model):
     assert found.predicted == [intent.parse(text) for text in found.responses] and done == [2, 4]
 
 
-def test_a_call_that_does_not_fit_the_memory_is_shortened(intent_tokenizer, model, monkeypatch):
-    bare, real, tried = _limit(intent_tokenizer, 0), generation._batch, []
+def test_a_call_that_does_not_fit_the_memory_is_shortened(intent_tokenizer, model):
+    bare, fits, tried = _limit(intent_tokenizer, 0), [20], []
 
-    def batch(model, tokenizer, prefix, prompts, max_new_tokens):
-        tried.append(max(map(len, prompts)))
-        if tried[-1] > bare + 100:
+    def check(module, args):
+        tried.append(args[0].shape[1])
+        if tried[-1] > bare + fits[0]:
             raise MemoryError
-        return real(model, tokenizer, prefix, prompts, max_new_tokens)
-    monkeypatch.setattr(generation, "_batch", batch)
+    model.get_input_embeddings().register_forward_pre_hook(check)
     found = evaluation.generate_rows(model, intent_tokenizer, [CALLS[0], LONG], bare + 600, 4)
     assert found.turns_dropped[0] == 0 and found.turns_dropped[1] > 200 and None not in found.responses
-    assert tried[-1] <= bare + 100 < tried[-2]
-    monkeypatch.setattr(generation, "_batch", lambda *args: (_ for _ in ()).throw(MemoryError()))
+    assert max(tried) > bare + 20 >= tried[-1]
+    fits[0] = -bare
     found = evaluation.generate_rows(model, intent_tokenizer, [LONG], bare + 600, 4)
     assert found.predicted == [None] and found.responses == [None] and "out of memory even with the call cut to" in found.errors[0]
 

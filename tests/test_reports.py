@@ -215,7 +215,7 @@ def test_tables_of_a_comparison():
 
 
 def test_comparison_file(tmp_path):
-    with pytest.raises(FileNotFoundError, match="comparison.json is not there: run notebook 04_compare"):
+    with pytest.raises(FileNotFoundError, match="comparison.json is not there: run the project's comparison notebook"):
         reports.read_comparison(tmp_path)
     rows = _rows()
     test = metrics.paired_test([call.label for call in CALLS], PREDICTED, [1] * 8, 34, resamples=100)

@@ -395,4 +395,8 @@ def test_every_task_has_a_persona(tokenizer):
         assert found.task == task and found.examples and all(found.examples.values())
         assert chat.prompt_ids(tokenizer, found.messages(ASK))[-1] == tokenizer.convert_tokens_to_ids("<|assistant|>")
     assert persona("medical").emergency("我突然胸痛得厉害，喘不上气") and persona("medical").emergency("感冒了多喝水行吗") is None
+    assert persona("service", "document").messages(ASK) == [{"role": "user", "content": "用户问：" + ASK[0]["content"]}]
+    assert persona("medical", "rounds").messages(ASK)[0]["content"].startswith("[Round 1]")
+    with pytest.raises(ValueError, match="form 'rounds': choose system or template"):
+        persona("intent", "rounds").messages(ASK)
     assert persona("triplets").triples("(张三, 毕业于, 清华大学)") == [("张三", "毕业于", "清华大学")]

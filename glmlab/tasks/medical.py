@@ -15,7 +15,7 @@ from functools import cache
 from pathlib import Path
 
 from glmlab import paths
-from glmlab.tasks import rows
+from glmlab.tasks import Task, rows
 from glmlab.tasks.medical_safety import DISCLAIMER, emergency, with_safety
 from glmlab.tasks.rows import Problem, Row, problem_table
 
@@ -77,6 +77,11 @@ def shorten(text: str, fits: Callable[[str], bool]) -> tuple[str, int]:
     most = max(0, len(text) - 2)
     count = bisect.bisect_left(range(most), True, key=lambda count: fits(without(count)))
     return without(count), count
+
+
+#: What encoding must know of this task; `cut` is counted in characters.
+TASK = Task("medical", "questions", lambda question: question.text,
+            lambda question, text, answered, form: messages(text, question.answer if answered else None, form), shorten)
 
 
 # --- medical terms -----------------------------------------------------------------------------------------------
