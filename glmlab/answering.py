@@ -22,12 +22,16 @@ class Answers:
 
 
 def answer_rows(model, tokenizer, task: Task, rows: list, form: str, max_length: int, max_new_tokens: int, batch_size: int = 25,
-                progress: Callable[[int], None] = lambda done: None) -> Answers:
-    """Greedy answers to all rows, batch_size at a time. Errors: as `encoding.prompts`; a batch too large for the memory is halved."""
+                progress: Callable[[int], None] = lambda done: None, rule: Callable | None = None) -> Answers:
+    """Greedy answers to all rows, batch_size at a time. Errors: as `encoding.prompts`; a batch too large for the memory is halved.
+
+    rule(tokenizer, text of a row, max_new_tokens): what its answer may be, such as `constrained.Copying`; None for free answers.
+    """
     from glmlab import generation
     started = time.perf_counter()
     encoded = encoding.prompts(tokenizer, task, rows, encoding.room(model, max_length), form, max_new_tokens)
-    found = generation.generate_facts(model, tokenizer, [prompt.ids for prompt in encoded], max_new_tokens, batch_size, progress)
+    allowed = rule and [rule(tokenizer, task.text(row), max_new_tokens) for row in rows]
+    found = generation.generate_facts(model, tokenizer, [prompt.ids for prompt in encoded], max_new_tokens, batch_size, progress, allowed=allowed)
     return Answers(*([getattr(answer, name) for answer in found] for name in ("text", "stopped", "tokens", "first_token_seconds", "seconds")),
                    cut=[prompt.cut for prompt in encoded], total_seconds=time.perf_counter() - started)
 

@@ -9,6 +9,7 @@ Prior art: iteration-level scheduling (Yu et al., Orca, OSDI 2022), reuse of a c
 
 import random
 import time
+from collections.abc import Callable
 from dataclasses import dataclass, field
 from itertools import accumulate, takewhile
 
@@ -36,6 +37,7 @@ class Request:
     seed: int                     # of what a temperature draws
     tokenizer: object = field(repr=False)
     next_position: tuple[int, int] = field(repr=False)       # position and block position of the first token of the answer
+    allowed: Callable[[list[int]], list[int]] | None = field(default=None, repr=False)  # ids written so far -> those that may follow
     tokens: list[int] = field(default_factory=list)          # written so far, stop id included
     finish: str = ""              # "" while it runs, then stop, length, cancelled or error
     error: Exception | None = None
@@ -110,12 +112,12 @@ class Engine:
         self._sessions_kept = 0 if self.two_way else sessions
 
     def submit(self, ids: list[int], max_new_tokens: int, *, adapter: str | None = None, temperature: float = 0.0, top_p: float = 1.0,
-               seed: int | None = None, session=None) -> Request:
+               seed: int | None = None, session=None, allowed: Callable[[list[int]], list[int]] | None = None) -> Request:
         """Ask for an answer to prompt ids as `chat.prompt_ids` makes them; `step` until its `finish` says how it ended.
 
         adapter: name of a PEFT adapter of the model, None for the base without one. temperature: 0 takes the most probable token, else
         it is drawn among the most probable that make up top_p, by the seed alone: neighbours do not matter. session: any key; the
-        conversation's next turn computes what is new only.
+        conversation's next turn computes what is new only. allowed: the ids that may follow those written so far (`constrained`).
         Errors: ValueError that names the numbers when prompt and answer are too long, and for settings that mean nothing.
         """
         if not ids or max_new_tokens < 1:
@@ -131,7 +133,8 @@ class Engine:
         seed = random.getrandbits(63) if seed is None else seed
         tree = Tree(two_way=self.two_way)
         tree.add(list(ids))  # refuses a prompt of ChatGLM-6B without its markers
-        request = Request(list(ids), max_new_tokens, adapter, temperature, top_p, session, seed, self.tokenizer, tree.ends[0])
+        request = Request(list(ids), max_new_tokens, adapter, temperature, top_p, session, seed, self.tokenizer, tree.ends[0],
+                          allowed)
         self.waiting.append(request)
         return request
 
@@ -287,6 +290,10 @@ class Engine:
 
     def _choose(self, rows: list[Request], logits: torch.Tensor) -> list[int]:
         """The next token of each row; logits (rows, vocabulary)."""
+        for row, request in enumerate(rows):
+            if request.allowed:
+                ids = torch.tensor(request.allowed(request.tokens), device=logits.device)
+                logits[row] = torch.full_like(logits[row], -torch.inf).scatter(0, ids, logits[row, ids])
         tokens = logits.float().argmax(-1).tolist()
         for row, request in enumerate(rows):
             if request.temperature > 0:

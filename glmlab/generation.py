@@ -32,8 +32,9 @@ def generate(model, tokenizer, prompts: list[list[int]], max_new_tokens: int = 3
 
 def generate_facts(model, tokenizer, prompts: list[list[int]], max_new_tokens: int = 32, batch_size: int = 25,
                    progress: Callable[[int], None] = lambda done: None,
-                   shorter: Callable[[int], list[int] | None] | None = None) -> list[Answer]:
-    """`generate`, with what is known of each answer besides its text."""
+                   shorter: Callable[[int], list[int] | None] | None = None,
+                   allowed: list[Callable[[list[int]], list[int]]] | None = None) -> list[Answer]:
+    """`generate`, with what is known of each answer besides its text. allowed: for each prompt what may be written (`Engine.submit`)."""
     from glmlab.engine import Engine, active_adapter
     order = deque(sorted(range(len(prompts)), key=lambda place: len(prompts[place])))  # rows of like lengths read little of others' room
     answers: list[Answer | None] = [None] * len(prompts)
@@ -44,7 +45,7 @@ def generate_facts(model, tokenizer, prompts: list[list[int]], max_new_tokens: i
         engine = Engine(model, tokenizer, batch_size, shared=prompts[0][:shared] if shared else ())
 
         def submit(place: int, ids: list[int]) -> None:
-            running[engine.submit(ids, max_new_tokens, adapter=active_adapter(model))] = place
+            running[engine.submit(ids, max_new_tokens, adapter=active_adapter(model), allowed=allowed and allowed[place])] = place
 
         while running or order:
             while order and len(running) < 2 * batch_size:  # some are waiting always

@@ -146,6 +146,10 @@ def load(config: Config) -> Talk:
     from glmlab.engine import Engine
     folders, settings = _adapters(config)
     task = persona(config.task, settings.get("form", ""))
+    try:
+        task.messages([{"role": "user", "content": ""}])
+    except ValueError as error:
+        raise ValueError(f"run {settings['run']} is none of task {config.task}: {error}") from error
     base = config.base or settings.get("base", task.base)
     quantization = config.quantization or ("nf4" if settings.get("method") == "qlora" else "none")
     model, tokenizer = models.load_base(base, quantization)

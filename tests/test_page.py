@@ -8,7 +8,7 @@ import shutil
 import pytest
 from talking import FakeEngine, fake_talk, serving, until
 
-from glmlab import chats, paths, server
+from glmlab import chats, page, paths, server
 from glmlab.page_words import LANGUAGES, WORDS, facts
 from glmlab.persona import Persona
 
@@ -99,7 +99,8 @@ def load():
 
     def start():
         from glmlab.engine import Engine
-        config = server.Config("service", "glm4-tiny", run="intent-reference", max_new_tokens=24, slots=4)
+        adapter = ("intent-reference", str(paths.runs("intent-reference", "checkpoint-5000")))
+        config = server.Config("service", "glm4-tiny", run="none", adapters=(adapter,), max_new_tokens=24, slots=4)
         if not loaded:
             loaded.append(server.load(config))
             loaded[0].worker.close()
@@ -153,8 +154,11 @@ def test_it_fits_phone_and_projector(load, visit, width, height):
 
 
 @needs_browser
-def test_a_vote_is_kept_with_the_texts(load, visit):
+def test_a_vote_is_kept_with_the_texts(load, visit, monkeypatch):
     talk = load()
+    orders = [["glm4-tiny", "intent-reference"], ["intent-reference", "glm4-tiny"], ["glm4-tiny", "intent-reference"]]
+    drawn = iter(orders)
+    monkeypatch.setattr(page.random, "sample", lambda models, count: next(drawn) if sorted(models) == sorted(orders[0]) and count == 2 else None)
     question = [{"role": "user", "content": "怎么退货"}]
     expected = {name: talk.answer(question, voice=name) for name in talk.voices}
     with serving(talk) as url:
@@ -173,6 +177,7 @@ def test_a_vote_is_kept_with_the_texts(load, visit):
             assert tab.page.locator("#reveal").inner_text().startswith(f"A 是 {vote['a']['model']}，B 是 {vote['b']['model']}")
             assert {vote[letter]["model"]: vote[letter]["answer"] for letter in "ab"} == expected and len(set(expected.values())) == 2
             assert all(_plain(vote[letter]["answer"]) == _plain(shown[letter]) for letter in "ab")
+            assert [vote["a"]["model"], vote["b"]["model"]] == orders[number]
             assert vote["preferred"] == preferred and vote["preferred_model"] == {"a": vote["a"]["model"], "b": vote["b"]["model"]}.get(preferred)
             assert vote["messages"] == question and vote["task"] == "service" and vote["time"]
             assert not tab.page.locator(button).is_visible()

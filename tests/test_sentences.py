@@ -201,3 +201,20 @@ def test_a_relation_without_patterns_is_named():
         sentences.make("train", 1, relations={**RELATIONS, "获得": Relation("")})
     with pytest.raises(ValueError, match="split 'dev': choose train, val, test"):
         sentences.make("dev", 1)
+
+
+# --- names that nobody can learn by heart ------------------------------------------------------------------------
+
+def test_wide_names_hold_no_name_of_val_or_test():
+    held_out = {name for split, count in (("val", 101), ("test", 200)) for made in sentences.make(split, count) for name in made.names.values()}
+    wide = sentences.make("train", 2000, wide=True)
+    assert not [(name, made.text) for made in wide for name in held_out if name in made.text]
+    assert all(part in made.text for made in wide for triple in made.triples for part in (triple.head, triple.tail))
+    people = [triple.head for made in wide for triple in made.triples if triple.relation == "毕业于"]
+    assert len(set(people)) > 0.9 * len(people)
+
+
+def test_wide_names_are_for_train_only():
+    assert [made.text for made in sentences.make("train", 20, wide=True)] == [made.text for made in sentences.make("train", 30, wide=True)[:20]]
+    with pytest.raises(ValueError, match="wide names are for train"):
+        sentences.make("test", 5, wide=True)

@@ -337,6 +337,8 @@ def test_a_configuration_names_everything_that_is_wrong():
         server.Config(slots=0, language="fr", time_limit=0, adapters=(("a b", "x"),))
     with pytest.raises(ValueError, match="unknown task 'weather'; there are: intent, triplets, service, medical"):
         server.load(server.Config("weather"))
+    with pytest.raises(ValueError, match="run intent-reference is none of task medical: form 'system': choose chat or rounds"):
+        server.load(server.Config("medical", run="intent-reference"))
     early = str(paths.runs("intent-reference", "checkpoint-500"))
     with pytest.raises(ValueError, match="two adapters are called intent-reference"):
         server.load(server.Config("intent", adapters=(("intent-reference", early),)))

@@ -100,12 +100,15 @@ def test_reads_lines_and_messages(write):
 
 def test_every_bad_row_is_reported(write):
     good = record()
-    bad = [(7, "missing key"), ({"instruction": "甲"}, "missing key"), (record("用户问：？"), "empty question"), (record(answer="客服："), "empty answer"),
-           (record(answer=["甲"]), "not text"), (good, "duplicate"), (record("如何退货", scene="shop"), "duplicate"), (record(answer="不能。"), "duplicate that disagrees"),
-           (record("那呢？", history=[["甲"]]), "bad history"), (record("那呢？", history="甲"), "bad history"), (record("那呢？", history=[["甲", 1]]), "bad history"),
-           (record("那呢？", history=[["甲", "。"]]), "empty answer in the history"), (record("那\x1e呢？"), "control character"), ({"messages": 3}, "no messages"),
-           ({"messages": []}, "turns do not alternate from user to assistant"), ({"messages": [{"role": "user", "content": "甲"}]},
-                                                                                 "turns do not alternate from user to assistant")]
+    bad = [
+        (7, "missing key"), ({"instruction": "甲"}, "missing key"), (record("用户问：？"), "empty question"),
+        (record(answer="客服："), "empty answer"), (record(answer=["甲"]), "not text"),
+        (good, "duplicate"), (record("如何退货", scene="shop"), "duplicate"), (record(answer="不能。"), "duplicate that disagrees"),
+        (record("那呢？", history=[["甲"]]), "bad history"), (record("那呢？", history="甲"), "bad history"),
+        (record("那呢？", history=[["甲", 1]]), "bad history"), (record("那呢？", history=[["甲", "。"]]), "empty answer in the history"),
+        (record("那\x1e呢？"), "control character"), ({"messages": 3}, "no messages"),
+        ({"messages": []}, "turns do not alternate from user to assistant"),
+        ({"messages": [{"role": "user", "content": "甲"}]}, "turns do not alternate from user to assistant")]
     dialogues, problems = read(write([good, *(row for row, _ in bad)]))
     assert [d.question for d in dialogues] == ["如何退货？"]
     assert reasons(problems) == [(row, reason, "left out") for row, (_, reason) in enumerate(bad, 1)]
@@ -113,12 +116,14 @@ def test_every_bad_row_is_reported(write):
 
 
 def test_the_same_question_after_another_history_is_another_row(write):
-    rows = [record("那要多久？", "三天。", history=[["退货？", "请申请。"]]), record("那要多久？", "一周。", history=[["维修？", "请寄来。"]]), record("那要多久？", "两天。")]
+    rows = [record("那要多久？", "三天。", history=[["退货？", "请申请。"]]), record("那要多久？", "一周。", history=[["维修？", "请寄来。"]]),
+            record("那要多久？", "两天。")]
     assert [d.answer for d in read(write(rows))[0]] == ["三天。", "一周。", "两天。"]
 
 
 def test_masks_of_real_logs_are_counted_and_kept(write):
-    dialogues, problems = read(write([record("订单[ORDERID_10000029]呢", "您好，[姓名x]，[数字x]天到#E-s[数字x]"), record("[链接x]", "看到了"), record("［好］", "[好的]")]))
+    dialogues, problems = read(write([record("订单[ORDERID_10000029]呢", "您好，[姓名x]，[数字x]天到#E-s[数字x]"), record("[链接x]", "看到了"),
+                                      record("［好］", "[好的]")]))
     assert dialogues[0].answer == "您好，[姓名x]，[数字x]天到#E-s[数字x]" and dialogues[1].question == "[链接x]"
     assert reasons(problems) == [(0, "masked code", "kept"), (1, "masked code", "kept")]
     assert problems[0].reason == "masked code: 4, such as [ORDERID_10000029]"
@@ -147,8 +152,8 @@ def test_what_is_written_reads_back_the_same(tmp_path):
     for _ in range(30):
         def text():
             return "字" + "".join(rng.choices("甲乙\n\"\\，。：用户问客服 a1[数字x]", k=rng.randint(0, 30))) + "末"
-        dialogues = [Dialogue(row, f"{row}{text()}", text(), tuple((text(), text()) for _ in range(rng.randint(0, 3))), rng.choice(["", "shop"]))
-                     for row in range(5)]
+        dialogues = [Dialogue(row, f"{row}{text()}", text(), tuple((text(), text()) for _ in range(rng.randint(0, 3))),
+                              rng.choice(["", "shop"])) for row in range(5)]
         path, _ = service.write(tmp_path / "x.json", dialogues)
         assert read(path)[0] == dialogues
 
@@ -156,25 +161,30 @@ def test_what_is_written_reads_back_the_same(tmp_path):
 # --- feedback ----------------------------------------------------------------------------------------------------
 
 def rated(question, answer, rating, correction="", history=(), **more):
-    return json.dumps({"time": "2026-01-31T12:00:00+0800", "task": "service", "model": "base", "messages": service.messages(question, history),
-                       "answer": answer, "rating": rating, "correction": correction} | more, ensure_ascii=False)
+    line = {"time": "2026-01-31T12:00:00+0800", "task": "service", "model": "base", "messages": service.messages(question, history),
+            "answer": answer, "rating": rating, "correction": correction}
+    return json.dumps(line | more, ensure_ascii=False)
 
 
 def test_feedback_becomes_training_rows(write):
-    train = write([record(), record("如何换货？", "请申请。", scene="shop"), record("。")], "train.json")
+    train = write([record(), record("。"), record("如何换货？", "请申请。", scene="shop")], "train.json")
     before = train.read_bytes()
     feedback = write("\n".join([
         rated("能开发票吗", "可以。", 1), rated("几点下班", "不知道。", -1, "客服回答：晚上十点。"), rated("在吗", "滚。", "down"),
-        rated("如何退货", "您好！\n1. 申请售后\n谢谢。", "up"), rated("如何换货？", "换不了。", "down", "您好！七天内可以换。"), rated("如何换货？", "可以换。", "up"),
-        rated("那要多久？", "三天。", "up", history=HISTORY), rated("多少钱", "十块。", "down"), rated("多少钱", "十块。", "down", "八块。"),
-        rated("甲", "乙", 0), "{", "7", rated("甲", "乙", 1, task="medical"), rated("甲", "。", 1), rated("甲", "乙", 1, messages=[])]), "feedback.jsonl")
+        rated("如何退货", "您好！\n1. 申请售后\n谢谢。", "up"), rated("如何换货？", "换不了。", "down", "您好！七天内可以换。"),
+        rated("如何换货？", "可以换。", "up"), rated("那要多久？", "三天。", "up", history=HISTORY),
+        rated("多少钱", "十块。", "down"), rated("多少钱", "十块。", "down", "八块。"),
+        rated("甲", "乙", 0), "{", "7", rated("甲", "乙", 1, task="medical"), rated("甲", "。", 1),
+        rated("甲", "乙", 1, messages=[])]), "feedback.jsonl")
     added, problems = service.add_feedback(feedback, train, train)
     assert [(d.row, d.question, d.answer) for d in added] == [
-        (2, "能开发票吗", "可以。"), (3, "几点下班", "晚上十点。"), (1, "如何换货？", "您好！七天内可以换。"), (4, "那要多久？", "三天。"), (5, "多少钱", "八块。")]
+        (2, "能开发票吗", "可以。"), (3, "几点下班", "晚上十点。"), (1, "如何换货？", "您好！七天内可以换。"), (4, "那要多久？", "三天。"),
+        (5, "多少钱", "八块。")]
     assert added[3].history == HISTORY and added[2].scene == "shop"
     assert Counter((problem.row, problem.reason.partition(":")[0], problem.action) for problem in problems) == Counter([
-        (2, "empty question", "left out"), (9, "unknown rating", "left out"), (10, "not JSON", "left out"), (11, "no rating", "left out"),
-        (12, "another task", "left out"), (13, "empty answer", "left out"), (14, "turns do not alternate from user to assistant", "left out"),
+        (1, "empty question", "left out"), (9, "unknown rating", "left out"), (10, "not JSON", "left out"), (11, "no rating", "left out"),
+        (12, "another task", "left out"), (13, "empty answer", "left out"),
+        (14, "turns do not alternate from user to assistant", "left out"),
         (7, "rated again", "left out"), (2, "rated down without a correction", "left out"), (3, "known already", "left out"),
         (4, "correction", "kept"), (5, "disagrees with a known answer", "left out")])
     written, bad = read(train)
@@ -253,14 +263,16 @@ def test_leaks_are_found():
     asked = ["怎么退货", "想问一下，怎么退换", "请问一下怎么退货", "东西坏了怎么办", "换货", "请问一下怎么退货呢"]
     problems = service_data.leaks({"train": train, "dev": [], "test": [Dialogue(row, text, "甲") for row, text in enumerate(asked)]})
     assert [problem.row for problem in problems] == [0, 3, 5]
-    assert [p.row for p in service_data.leaks({"train": train, "dev": [Dialogue(0, asked[1], "甲"), Dialogue(1, asked[2], "甲")], "test": []}, 6)] == [0, 1]
+    dev = [Dialogue(row, text, "甲") for row, text in enumerate(asked[1:3])]
+    assert [problem.row for problem in service_data.leaks({"train": train, "dev": dev, "test": []}, run=6)] == [0, 1]
 
 
 def test_shipped_files_are_what_is_written_every_time(tmp_path, splits):
     written = service_data.write(tmp_path)
     assert [path.name for path in written] == ["train.json", "dev.json", "test.json"]
     for path in written:
-        assert hashlib.sha256(path.read_bytes()).digest() == hashlib.sha256(paths.data("service", path.name).read_bytes()).digest(), path.name
+        made, shipped = (hashlib.sha256(file.read_bytes()).hexdigest() for file in (path, paths.data("service", path.name)))
+        assert made == shipped, path.name
     found, problems = read_splits({path.stem: path for path in written})
     assert problems == [] and found == splits
     first = json.loads(written[0].read_text(encoding="utf-8"))[0]
@@ -274,16 +286,20 @@ def test_broken_yaml_is_named(tmp_path):
     shop = tmp_path / "service_shop.yaml"
     text = shop.read_text(encoding="utf-8")
     for old, new, reason in [("[怎么取消订单？,", "[我的订单怎么查？,", "order_cancel: '我的订单怎么查' stands in .*order_where"),
-                             ("- id: order_cancel", "- id: order_where", "'order_where' stands in"), ("[怎么取消订单？,", "[12345,", "order_cancel: a text is empty"),
-                             ("scene: shop", "scene: bank", "needed are scene: shop"), ("- id: order_cancel", "- name: x", "questions 1: needed are the keys"),
+                             ("- id: order_cancel", "- id: order_where", "'order_where' stands in"),
+                             ("[怎么取消订单？,", "[12345,", "order_cancel: a text is empty"),
+                             ("scene: shop", "scene: bank", "needed are scene: shop"),
+                             ("- id: order_cancel", "- name: x", "questions 1: needed are the keys"),
                              ("[怎么取消订单？,", "[[怎么取消订单？,", "no valid YAML")]:
         assert old in text
         shop.write_text(text.replace(old, new, 1), encoding="utf-8")
         with pytest.raises(ValueError, match=reason):
             service_data.entries(tmp_path)
-    shop.write_text(text.replace("您好！查看订单的步骤如下", "步骤", 1).replace("[怎么取消订单？,", "[", 1).replace("手滑点了购买，想反悔怎么弄", "刚下的单我想取消掉哦", 1),
-                    encoding="utf-8")
-    assert [problem.reason.partition(":")[0] for problem in service_data.audit(tmp_path)] == ["no greeting", "only 4 phrasings for train", "leak"]
+    for old, new in [("您好！查看订单的步骤如下", "步骤"), ("[怎么取消订单？,", "["), ("手滑点了购买，想反悔怎么弄", "刚下的单我想取消掉哦")]:
+        text = text.replace(old, new, 1)
+    shop.write_text(text, encoding="utf-8")
+    found = [problem.reason.partition(":")[0] for problem in service_data.audit(tmp_path)]
+    assert found == ["no greeting", "only 4 phrasings for train", "leak"]
 
 
 def test_adding_a_question(tmp_path, splits):
@@ -291,8 +307,9 @@ def test_adding_a_question(tmp_path, splits):
     assert found[:-3] == splits["train"] and [d.row for d in found] == list(range(len(found)))
     assert found[-1] == Dialogue(len(found) - 1, "有没有礼品卡", "您好！\n- 可以\n谢谢。", (), "shop")
     assert read(service.write(tmp_path / "train.json", found)[0]) == (found, [])
-    for question, answer, phrasings, scene, reason in [("如何退货", "甲", [], "shop", "'如何退货' is row [0-9]+ already"), ("新的？", "。", [], "shop", "is empty"),
-                                                       ("新的？", "甲", ["新的"], "shop", "is row 855 already"), ("新的？", "甲", ["？"], "shop", "an empty phrasing"),
-                                                       ("新的？", "甲", [], "bank", "choose shop, support, finance")]:
+    for question, answer, phrasings, scene, reason in [
+            ("如何退货", "甲", [], "shop", "'如何退货' is row [0-9]+ already"), ("新的？", "。", [], "shop", "is empty"),
+            ("新的？", "甲", ["新的"], "shop", "is row 855 already"), ("新的？", "甲", ["？"], "shop", "an empty phrasing"),
+            ("新的？", "甲", [], "bank", "choose shop, support, finance")]:
         with pytest.raises(ValueError, match=reason):
             service_data.with_question(splits["train"], question, answer, phrasings, scene)

@@ -110,7 +110,7 @@ def test_intent_triplets_and_medical(talk_to, engine, monkeypatch):
 
 
 def test_the_program_from_a_pipe(tmp_path):
-    """The whole of it with glm4-tiny: lines from stdin, Ctrl-C in an answer, /quit."""
+    """The whole of it with glm4-tiny, its lines from stdin."""
     code = ("from glmlab import server, terminal; terminal.chat(server.Config('service', 'glm4-tiny', run='none', max_new_tokens=3000))")
     process = subprocess.Popen([sys.executable, "-c", code], stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True,
                                cwd=tmp_path, env=os.environ | {"PYTHONIOENCODING": "utf-8"})

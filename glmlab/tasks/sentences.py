@@ -5,6 +5,7 @@ Names and patterns of val and test occur nowhere else; what they mean (present o
 said with words that training knows, mostly in other company.
 """
 
+import json
 import random
 import re
 from collections import defaultdict
@@ -91,6 +92,26 @@ def _carried(text: str) -> tuple[Triple, ...]:
 def _pairs(split: str, first: str, second: str) -> list[str]:
     """The pairs of two lists of characters that belong to a split."""
     return [one + two for i, one in enumerate(first) for j, two in enumerate(second) if PAIR_SPLITS[(i + j) % 5] == split and one != two]
+
+
+def widened(known: Phrases, source: dict) -> Phrases:
+    """The phrases of train with thousands of made-up words for names, so many that no model can learn them by heart: it must copy.
+
+    A word is any two characters of the bank that stand together nowhere in it; the pairs of val and test are left out too.
+    """
+    text = json.dumps(source, ensure_ascii=False)
+    single = {name for split in SPLITS if split != "train" for name in source["words"][split]["single"].split()}  # 蒋雯 must not come about
+    characters = sorted({character for character in text if "\u4e00" <= character <= "\u9fff"} - single)
+    held_out = {pair for split in SPLITS if split != "train" for pairs in source["pairs"].values() for pair in _pairs(split, *pairs)}
+    rng, words = random.Random("wide"), dict(known.words)
+
+    def some(count: int, ending: str = "") -> list[str]:
+        drawn = ("".join(rng.sample(characters, 2)) for _ in range(2 * count))
+        return [pair + rng.choice(ending or [""]) for pair in drawn if pair not in text and pair not in held_out][:count]
+
+    for slot in ("given", "stem", "campus", "ground", "city"):
+        words[slot] = words[slot] + some(4000)
+    return known._replace(words=words | {"dept": words["dept"] + some(300, "部"), "post": words["post"] + some(300, "师长员官")})
 
 
 # --- names -------------------------------------------------------------------------------------------------------
@@ -194,13 +215,18 @@ def one(rng: random.Random, known: Phrases) -> Made:
 
 # --- a split -----------------------------------------------------------------------------------------------------
 
-def make(split: str, count: int, seed: int = SEED, source: dict | None = None,
-         relations: Mapping[str, Relation] = RELATIONS) -> list[Made]:
+def make(split: str, count: int, seed: int = SEED, source: dict | None = None, relations: Mapping[str, Relation] = RELATIONS,
+         wide: bool = False) -> list[Made]:
     """`count` different texts of a split ("train", "val", "test"); the first n of them are what `make` gives for n.
 
-    source: a phrase bank in place of the shipped one, for relations of your own. Errors: as `phrases`.
+    source: a phrase bank in place of the shipped one, for relations of your own. wide: names from `widened`, for train only.
+    Errors: as `phrases`, and ValueError for wide names of another split.
     """
+    if wide and split != "train":
+        raise ValueError(f"wide names are for train, not for {split}: they would change what is tested")
     known = phrases(split, source or bank(), relations)
+    if wide:
+        known = widened(known, source or bank())
     rng, made = random.Random(f"{split}-{seed}"), {}
     while len(made) < count:
         text = one(rng, known)
@@ -213,7 +239,8 @@ def sentences(made: list[Made]) -> list[Sentence]:
     return [Sentence(row, one.text, tuple(one.triples)) for row, one in enumerate(made)]
 
 
-def write(folder: Path, sizes: dict[str, int] = SIZES, seed: int = SEED) -> list[Path]:
-    """Write train_triplet.jsonl, val_triplet.jsonl and test_triplet.jsonl; returns their paths."""
-    return [paths.write_text(Path(folder) / f"{split}_triplet.jsonl", as_lines(sentences(make(split, count, seed))))
+def write(folder: Path, sizes: dict[str, int] = SIZES, seed: int = SEED, wide: bool = False) -> list[Path]:
+    """Write train_triplet.jsonl, val_triplet.jsonl and test_triplet.jsonl; returns their paths. wide: train with names from `widened`."""
+    return [paths.write_text(Path(folder) / f"{split}_triplet.jsonl",
+                             as_lines(sentences(make(split, count, seed, wide=wide and split == "train"))))
             for split, count in sizes.items()]

@@ -270,7 +270,7 @@ def add_feedback(feedback_file, train_file, out) -> tuple[list[Dialogue], list[P
             faults.append(row.problem(file, f"{reason}: {where}", "kept" if corrected else "left out"))
             if not corrected:
                 continue
-            dialogues[place] = replace(dialogues[place], answer=learnt)
+            dialogues[place] = replace(dialogues[place], row=place, answer=learnt)
         new[place] = dialogues[place]
     write(out, dialogues)
     return list(new.values()), problems + faults
@@ -289,7 +289,8 @@ def _rated(path) -> tuple[list[tuple[Row, str]], list[Problem]]:
         if earlier := last.pop((row.text, row.target), None):
             problems.append(earlier[0].problem(file, f"rated again: row {number} counts", "left out"))
         last[row.text, row.target] = row, learnt
-    problems += [row.problem(file, f"rated down without a correction: {row.target}", "left out") for row, learnt in last.values() if not learnt]
+    problems += [row.problem(file, f"rated down without a correction: {row.target}", "left out")
+                 for row, learnt in last.values() if not learnt]
     return [(row, learnt) for row, learnt in last.values() if learnt], problems
 
 

@@ -77,7 +77,8 @@ def split(found: list[dict], seed: int = SEED) -> dict[str, list[Dialogue]]:
     for name in SPLITS:
         asked = [(entry, phrasing) for entry in found for phrasing in entry[name]]
         random.Random(f"{name}-{seed}").shuffle(asked)  # so that the head of a file holds every scene
-        splits[name] = [Dialogue(row, phrasing, entry["answer"], entry["history"], entry["scene"]) for row, (entry, phrasing) in enumerate(asked)]
+        splits[name] = [Dialogue(row, phrasing, entry["answer"], entry["history"], entry["scene"])
+                        for row, (entry, phrasing) in enumerate(asked)]
     return splits
 
 
@@ -134,7 +135,8 @@ def leaks(splits: dict[str, list[Dialogue]], run: int = RUN) -> list[Problem]:
 
 # --- the exercise: a new question --------------------------------------------------------------------------------
 
-def with_question(dialogues: list[Dialogue], question: str, answer: str, phrasings: Iterable[str] = (), scene: str = "shop") -> list[Dialogue]:
+def with_question(dialogues: list[Dialogue], question: str, answer: str, phrasings: Iterable[str] = (),
+                  scene: str = "shop") -> list[Dialogue]:
     """The dialogues and one new question in all its phrasings, as new rows behind them; write them with `service.write` and train again.
 
     Errors: ValueError for an empty question or answer, an unknown scene, or a question that is there already.
