@@ -14,7 +14,8 @@ os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
 warnings.filterwarnings("ignore", message="IProgress not found")  # tqdm, in notebooks without ipywidgets
 
 __version__ = "0.1.0"
-_EXPORTS = {"load_base": "glmlab.models", "load_finetuned": "glmlab.models", "IntentClassifier": "glmlab.predict"}
+_EXPORTS = {"load_base": "glmlab.models", "load_finetuned": "glmlab.models", "IntentClassifier": "glmlab.predict",
+            "TripletExtractor": "glmlab.predict"}
 __all__ = ["__version__", *_EXPORTS]
 
 

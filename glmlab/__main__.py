@@ -16,6 +16,21 @@ def main(arguments=None) -> int:
     calls.add_argument("--full", action="store_true", help="12,799 / 3,200 / 4,000 calls as in the real data, instead of 3,000 / 600 / 1,000")
     calls.add_argument("--seed", type=int, default=None, help="another seed makes other calls")
     calls.set_defaults(run=_calls)
+    sentences = commands.add_parser("sentences", help="make the sentences of project 2: train_triplet.jsonl, val_triplet.jsonl, test_triplet.jsonl")
+    sentences.add_argument("folder", nargs="?", help="folder to write; default data/triplets")
+    sentences.add_argument("--train", type=int, default=None, metavar="N", help="so many sentences to train on; default 903")
+    sentences.add_argument("--seed", type=int, default=None, help="another seed makes other sentences")
+    sentences.add_argument("--wide", action="store_true", help="train with thousands of made-up names, which nobody can learn by heart")
+    sentences.set_defaults(run=_sentences)
+    extract = commands.add_parser("extract", help="extract triples from texts: JSON lines, one a text")
+    source = extract.add_mutually_exclusive_group(required=True)
+    source.add_argument("--text", help="one text")
+    source.add_argument("file", nargs="?", help="a file with one text a line, or JSON lines", metavar="FILE")
+    extract.add_argument("--run", dest="from_run", default="triplets-reference", help="run: a folder under data/runs, or a path", metavar="RUN")
+    extract.add_argument("--checkpoint", type=int, default=-1, help="step; default: the last finished one; 0: the untuned base")
+    extract.add_argument("--base", default="", help="base model; default: the one the run was trained on")
+    extract.add_argument("--constrained", action="store_true", help="copy heads and tails from the text, take relations from the list")
+    extract.set_defaults(run=_extract)
     merge = commands.add_parser("merge", help="merge a checkpoint into its base: a plain transformers folder")
     merge.add_argument("run", help="run: a folder under data/runs, or a path", metavar="RUN")
     merge.add_argument("out", help="folder to write")
@@ -68,6 +83,31 @@ def _calls(options) -> None:
     folder = options.folder or paths.data("intent")
     for path in calls.write(folder, sizes, calls.SEED if options.seed is None else options.seed):
         print(f"written: {paths.shown(path)}")
+
+
+def _sentences(options) -> None:
+    from glmlab import paths
+    from glmlab.tasks import sentences
+    sizes = sentences.SIZES | ({} if options.train is None else {"train": options.train})
+    seed = sentences.SEED if options.seed is None else options.seed
+    for path in sentences.write(options.folder or paths.data("triplets"), sizes, seed, options.wide):
+        print(f"written: {paths.shown(path)}")
+
+
+def _extract(options) -> None:
+    import json
+
+    from glmlab import comparison, predict
+    texts, problems = ([options.text], []) if options.text is not None else predict.read_texts(options.file)
+    for problem in problems:
+        print(problem, file=sys.stderr)
+    wanted = comparison.system(options.from_run, options.checkpoint, options.base)
+    for note in wanted.notes:
+        print(f"NOTE: {note}", file=sys.stderr)
+    extractor = predict.TripletExtractor(wanted.base, wanted.folder, wanted.quantization, form=wanted.form, constrained=options.constrained)
+    for text, found in zip(texts, extractor.extract_batch(texts)):
+        line = {"text": text, "triples": found.triples} | ({"unparsable": found.answer} if found.unparsable else {})
+        print(json.dumps(line, ensure_ascii=False), flush=True)
 
 
 def _merge(options) -> None:

@@ -18,10 +18,11 @@ LARGEST_BODY = 2**20  # bytes; more text than any model here can read
 HARMLESS = {"user", "metadata", "safety_identifier", "service_tier", "parallel_tool_calls", "store", "verbosity"}
 #: Known options that this server lacks, with the values that ask for nothing.
 UNSUPPORTED = {
-    "n": (None, 1), "tools": (None, []), "tool_choice": (None, "none", "auto"), "functions": (None, []), "function_call": (None, "none", "auto"),
-    "stop": (None, [], ""), "logprobs": (None, False), "top_logprobs": (None, 0), "logit_bias": (None, {}), "presence_penalty": (None, 0),
-    "frequency_penalty": (None, 0), "response_format": (None, {"type": "text"}), "modalities": (None, ["text"]), "audio": (None,),
-    "prediction": (None,), "web_search_options": (None,), "reasoning_effort": (None, "none"),
+    "n": (None, 1), "tools": (None, []), "tool_choice": (None, "none", "auto"), "functions": (None, []),
+    "function_call": (None, "none", "auto"), "stop": (None, [], ""), "logprobs": (None, False), "top_logprobs": (None, 0),
+    "logit_bias": (None, {}), "presence_penalty": (None, 0), "frequency_penalty": (None, 0), "response_format": (None, {"type": "text"}),
+    "modalities": (None, ["text"]), "audio": (None,), "prediction": (None,), "web_search_options": (None,),
+    "reasoning_effort": (None, "none"),
 }
 
 
@@ -39,7 +40,7 @@ def same(given: bytes, key: str) -> bool:
 
 
 def _error(message: str, code: str, status: int) -> dict:
-    kind = {401: "authentication_error", 429: "rate_limit_error", 500: "server_error", 503: "server_error"}.get(status, "invalid_request_error")
+    kind = {401: "authentication_error", 429: "rate_limit_error", 500: "server_error"}.get(status, "invalid_request_error")
     return {"error": {"message": message, "type": kind, "param": None, "code": code}}
 
 
@@ -98,7 +99,7 @@ def _message(number: int, message) -> dict:
     if not isinstance(message, dict) or not {"role", "content"} <= set(message):
         raise Refused(400, f"message {number}: must be an object with role and content", "invalid_value")
     if message["role"] not in ("system", "developer", "user", "assistant"):
-        raise Refused(400, f"message {number}: role {message['role']!r}; this server knows system, developer, user and assistant", "invalid_value")
+        raise Refused(400, f"message {number}: role {message['role']!r}; there are system, developer, user and assistant", "invalid_value")
     if extra := sorted(name for name in set(message) - {"role", "content", "name"} if message[name]):
         raise Refused(400, f"message {number}: unsupported: {', '.join(map(repr, extra))}", "unsupported_parameter")
     content = message["content"]
@@ -290,4 +291,4 @@ def add_routes(app: FastAPI, talk, key: str) -> None:
 
     @app.api_route("/v1/{rest:path}", methods=["GET", "POST", "PUT", "PATCH", "DELETE"])
     async def nothing(http: Request, rest: str):
-        raise Refused(404, f"no {http.method} /v1/{rest} here; there are: POST /v1/chat/completions, GET /v1/models, GET /health", "not_found")
+        raise Refused(404, f"no {http.method} /v1/{rest} here, but POST /v1/chat/completions, GET /v1/models, GET /health", "not_found")

@@ -209,7 +209,7 @@ def train_table(base: str, log=print) -> dict:
         try:
             model = fresh(quantization)
             rows.append({"base_weights": quantization if quantization == "nf4" else "fp32" if tiny else "bf16", **function(model, label)})
-        except (RuntimeError, ValueError, TypeError, ImportError) as error:  # one setting must not cost the others
+        except Exception as error:  # of another package, too: one setting must not cost the others
             rows.append({"setting": label, "not_measured": f"{type(error).__name__}: {str(error).split('. ')[0]}"})
             log(f"{label}: not measured ({rows[-1]['not_measured'][:120]})")
 
@@ -246,7 +246,7 @@ def train_table(base: str, log=print) -> dict:
                     ("documents: batch 4 padded to 1,024, checkpointing", "nf4", plain(4, 1024, True)),
                     ("padded to the longest, batch 4", "nf4", plain(4, 0, False)),
                     ("TRL, padded, batch 8", "none", trl(8, False, False)), ("TRL, padded, batch 8, Liger", "none", trl(8, True, False)),
-                    ("TRL, padded, batch 16, Liger", "none", trl(16, True, False)), ("TRL, padded, batch 8, Liger", "nf4", trl(8, True, False)),
+                    ("TRL, padded, batch 16, Liger", "none", trl(16, True, False)),
                     ("TRL, packing 4,096, Liger", "none", trl(1, True, False, 4096))]
     for label, quantization, function in settings:
         attempt(label, quantization, function)

@@ -109,7 +109,8 @@ def vote(task: str, messages: list[dict], answers: list[tuple[str, str]], prefer
     """Add a preference to votes.jsonl. answers: (model, text) as shown, A first; preferred: "a", "b" or "tie"."""
     (model_a, text_a), (model_b, text_b) = answers
     return _append(task, "votes.jsonl", {
-        "time": now(), "task": task, "messages": messages, "a": {"model": model_a, "answer": text_a}, "b": {"model": model_b, "answer": text_b},
+        "time": now(), "task": task, "messages": messages,
+        "a": {"model": model_a, "answer": text_a}, "b": {"model": model_b, "answer": text_b},
         "preferred": preferred, "preferred_model": {"a": model_a, "b": model_b, "tie": None}[preferred]})
 
 

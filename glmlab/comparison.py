@@ -177,9 +177,9 @@ def scored(wanted: System, calls: list, bench: Bench, folder, split: str, max_le
 
 def answered(wanted: System, task: Task, rows: list, bench: Bench, folder, split: str, max_length: int, max_new_tokens: int,
              batch_size: int = 25, form: str = "", losses: bool = True, recompute: bool = False,
-             log: Callable[[str], None] = print) -> dict:
+             log: Callable[[str], None] = print, rule: Callable | None = None) -> dict:
     """What a system writes to rows, as the fields of `answering.Answers`; with losses also `loss_sums` and `loss_tokens` of the right
-    answers, row by row. form: another prompt than the run was trained with.
+    answers, row by row. form: another prompt than the run was trained with. rule: see `answering.answer_rows`.
 
     Taken from folder/predictions when it was computed before on the same rows with the same weights and settings.
     """
@@ -190,13 +190,14 @@ def answered(wanted: System, task: Task, rows: list, bench: Bench, folder, split
         log(f"{wanted.name} on {len(rows):,} {split} {task.what}")
         model, tokenizer = bench.load(wanted)
         found = asdict(answering.answer_rows(model, tokenizer, task, rows, form, max_length, max_new_tokens, batch_size,
-                                             evaluation.progress_lines(len(rows), task.what, log, lines=2)))
+                                             evaluation.progress_lines(len(rows), task.what, log, lines=2), rule))
         if losses:
             found["loss_sums"], found["loss_tokens"] = answering.answer_losses(model, tokenizer, task, rows, form, max_length)
         return found
 
     asked = {"prompt": task.messages(rows[0], "", False, form), "max_length": max_length, "max_new_tokens": max_new_tokens, "losses": losses}
-    name = f"{split} {wanted.name}" + (f" {form}" if form != wanted.form else "")
+    asked |= {"rule": rule.__name__} if rule else {}
+    name = " ".join([split, wanted.name, *([form] if form != wanted.form else []), *([rule.__name__] if rule else [])])
     return reports.remembered(folder, name, about(wanted, rows, bench, asked), compute, recompute, log)
 
 

@@ -1,4 +1,7 @@
-"""The web page: conversations that stay, ratings, A/B votes, intent and triplet tabs. The words are in page_words, the files in chats."""
+"""The web page: conversations that stay, ratings, A/B votes, intent and triplet tabs. The words are in page_words, the files in chats.
+
+The conversations belong to the server: whoever may open the page sees them all.
+"""
 
 import random
 import secrets
@@ -9,20 +12,11 @@ from queue import SimpleQueue
 import gradio as gr
 
 from glmlab import chats
-from glmlab.page_words import CSS, LANGUAGES, WORDS, facts, word
+from glmlab.page_words import LANGUAGES, facts, word
 from glmlab.worker import Busy, Ticket
 
 REDRAW = 0.06  # seconds between two pictures of a growing answer
 LIVELY = 0.8   # temperature of another answer to the same question: the most probable one has been seen
-
-
-def look() -> dict:
-    """Theme and style for `mount_gradio_app`; fonts of the system, because nothing may be fetched from other machines.
-
-    The style stands in the head: Gradio rewrites the selectors of its option `css`, those in media queries so that they match nothing.
-    """
-    fonts = ["system-ui", "PingFang SC", "Microsoft YaHei", "Noto Sans CJK SC", "Noto Sans SC", "sans-serif"]
-    return {"theme": gr.themes.Soft(primary_hue="indigo", font=fonts, font_mono=["ui-monospace", "Consolas", "monospace"]), "head": f"<style>{CSS}</style>"}
 
 
 def build(talk, classify: Callable | None = None, extract: Callable | None = None, graph: Callable | None = None) -> gr.Blocks:
@@ -86,7 +80,8 @@ class _Page:
 
     def _chat_tab(self, language) -> None:
         with gr.Row():
-            self.list = self._named(gr.Dropdown, "label", "conversation", choices=[], value=None, show_label=False, container=False, elem_id="list")
+            self.list = self._named(gr.Dropdown, "label", "conversation", choices=[], value=None, show_label=False, container=False,
+                                    elem_id="list")
             new = self._named(gr.Button, "value", "new", scale=0, min_width=110, elem_id="new")
             delete = self._named(gr.Button, "value", "delete", scale=0, min_width=80, elem_id="delete")
         self.chat = self._named(gr.Chatbot, "placeholder", "empty", elem_id="chat", show_label=False, sanitize_html=True, allow_tags=False,
@@ -163,14 +158,14 @@ class _Page:
     # --- asking ---
 
     def _ask(self, question: str, name: str | None, model: str, temperature: float, language: str, request: gr.Request) -> Iterator[tuple]:
-        if question.strip():
+        if question.strip() and not self.running.get(request.session_hash):
             conversation = self._open(name)
             conversation["turns"].append({"question": question.strip()})
             yield from self._answer(conversation, model, {"temperature": temperature}, language, request)
 
     def _retry(self, name: str | None, model: str, temperature: float, language: str, request: gr.Request) -> Iterator[tuple]:
         conversation = self._open(name)
-        if conversation["turns"]:
+        if conversation["turns"] and not self.running.get(request.session_hash):
             conversation["turns"][-1] = {"question": conversation["turns"][-1]["question"]}
             options = {"temperature": max(temperature, LIVELY), "seed": secrets.randbelow(2**31)}
             yield from self._answer(conversation, model, options, language, request)

@@ -57,6 +57,17 @@ footer {display: none !important}
 """
 
 
+def look() -> dict:
+    """Theme and style for `mount_gradio_app`; fonts of the system, because nothing may be fetched from other machines.
+
+    The style stands in the head: Gradio rewrites the selectors of its option `css`, those in media queries so that they match nothing.
+    """
+    import gradio
+    fonts = ["system-ui", "PingFang SC", "Microsoft YaHei", "Noto Sans CJK SC", "Noto Sans SC", "sans-serif"]
+    theme = gradio.themes.Soft(primary_hue="indigo", font=fonts, font_mono=["ui-monospace", "Consolas", "monospace"])
+    return {"theme": theme, "head": f"<style>{CSS}</style>"}
+
+
 def word(name: str, language: str, **values) -> str:
     """A word of the page in a language, its places filled in."""
     return WORDS[name][language].format(**values) if values else WORDS[name][language]

@@ -1,12 +1,13 @@
 """Fine-tuned models as plain Python objects: text in, answers out."""
 
 import json
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
+from functools import partial
 from pathlib import Path
 
-from glmlab.tasks import intent
+from glmlab.tasks import intent, rows, triplets
 
-CHUNK = 1000  # calls encoded at a time: bounded memory whatever their number
+CHUNK = 1000  # texts encoded at a time: bounded memory whatever their number
 
 
 @dataclass(frozen=True)
@@ -28,11 +29,8 @@ class IntentClassifier:
 
         form: system or template; None takes the one the checkpoint was trained with. Errors: as `load_base`, `load_finetuned`.
         """
-        from glmlab import evaluation, models
-        if adapter is None:
-            self.model, self.tokenizer = models.load_base(base, quantization, dtype, device)
-        else:
-            self.model, self.tokenizer = models.load_finetuned(base, adapter, quantization, dtype, device)
+        from glmlab import evaluation
+        self.model, self.tokenizer = _load(base, adapter, quantization, dtype, device)
         self.max_length = evaluation.room(self.model, max_length)
         self.form = form or trained_form(adapter)
 
@@ -60,13 +58,91 @@ class IntentClassifier:
         return found[0] if single else found
 
 
-def trained_form(adapter) -> str:
-    """The form of the prompt a checkpoint was trained with, as its glmlab.json says; system where nothing does."""
+@dataclass(frozen=True)
+class Extraction:
+    """The triples of one text."""
+    triples: list[triplets.Triple]  # heads and tails as the text writes them, in the order of the answer
+    answer: str                     # what the model wrote
+    unparsable: bool                # nothing could be read in the answer, which is not the same as 无
+    cut: int                        # sentences left out of the middle because the text was too long
+
+
+class TripletExtractor:
+    """A base and a triplet adapter, loaded once; `extract` takes one text, `extract_batch` many."""
+
+    def __init__(self, base="chatglm-tiny", adapter=None, quantization: str = "nf4", device=None, dtype=None, max_length: int = 512,
+                 max_new_tokens: int = 160, form: str | None = None, constrained: bool = False, relations=triplets.RELATIONS):
+        """adapter: a checkpoint folder, or None for the untuned base. max_length: tokens of prompt and answer.
+
+        form: instruction or relations; None takes the one the checkpoint was trained with. constrained: heads and tails are copied from
+        the text, relations from the list, so that every answer can be read (`glmlab.constrained`). relations: {name: Relation}, those
+        the adapter was trained on. Errors: as `load_base`, `load_finetuned`.
+        """
+        self.model, self.tokenizer = _load(base, adapter, quantization, dtype, device)
+        self.max_length, self.max_new_tokens = max_length, max_new_tokens
+        self.form = form or trained_form(adapter, "instruction")
+        self.constrained, self.relations = constrained, relations
+
+    def extract(self, text: str) -> Extraction:
+        """The triples of a text. Errors: ValueError for an empty one."""
+        return self.extract_batch([text])[0]
+
+    def extract_batch(self, texts, batch_size: int = 25, progress: bool | None = None) -> list[Extraction]:
+        """The triples of each text, in order. batch_size: answers written at a time, which bounds the memory.
+
+        progress: a bar; None shows one from 200 texts on. Errors: ValueError names the empty text.
+        """
+        from tqdm.auto import tqdm
+
+        from glmlab import answering
+        from glmlab.constrained import Copying
+        asked = [triplets.Sentence(number, text, None) for number, text in enumerate(texts)]
+        for row in asked:
+            if not isinstance(row.text, str) or not row.text.strip():
+                raise ValueError(f"text {row.row} is empty: give each text as one string")
+        task = replace(triplets.TASK, messages=lambda row, text, answered, form: triplets.messages(text, None, form, self.relations))
+        rule, found = partial(Copying, relations=self.relations) if self.constrained else None, []
+        with tqdm(total=len(asked), disable=not (len(asked) >= 200 if progress is None else progress), unit="text") as bar:
+            for start in range(0, len(asked), CHUNK):
+                part = asked[start : start + CHUNK]
+                answers = answering.answer_rows(self.model, self.tokenizer, task, part, self.form, self.max_length, self.max_new_tokens,
+                                                batch_size, lambda done: bar.update(start + done - bar.n), rule)
+                found += [self._extraction(row.text, text, cut) for row, text, cut in zip(part, answers.texts, answers.cut)]
+        return found
+
+    def _extraction(self, text: str, answer: str, cut: int) -> Extraction:
+        parsed = triplets.parse(answer, self.relations)
+        return Extraction(triplets.restore(text, parsed or []), answer, parsed is None, cut)
+
+
+def read_texts(path) -> tuple[list[str], list[rows.Problem]]:
+    """The texts of a file to extract from: a line each, or JSON as `triplets.read` takes it; and the rows that could not be read.
+
+    Errors: one FileNotFoundError or ValueError for what spoils the whole file: missing, empty, not UTF-8.
+    """
+    rows.require([path], "give a file with one text a line, or JSON lines")
+    content = rows.read_text(path)
+    if rows.is_json(content):
+        found, problems = triplets.read(path)
+        return [row.text for row in found], problems
+    return [line.strip() for line in content.splitlines() if line.strip()], []
+
+
+def _load(base, adapter, quantization, dtype, device):
+    """`(model, tokenizer)` of a base, with an adapter where one is given."""
+    from glmlab import models
+    if adapter is None:
+        return models.load_base(base, quantization, dtype, device)
+    return models.load_finetuned(base, adapter, quantization, dtype, device)
+
+
+def trained_form(adapter, otherwise: str = "system") -> str:
+    """The form of the prompt a checkpoint was trained with, as its glmlab.json says; `otherwise` where nothing does."""
     from glmlab.models import CHECKPOINT_FILE
     file = Path(adapter) / CHECKPOINT_FILE if adapter is not None else None
     if file is None or not file.is_file():
-        return "system"
-    return json.loads(file.read_text(encoding="utf-8")).get("form", "system")
+        return otherwise
+    return json.loads(file.read_text(encoding="utf-8")).get("form", otherwise)
 
 
 def as_intent(probabilities, turns_dropped: int = 0) -> Intent:

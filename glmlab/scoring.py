@@ -106,7 +106,8 @@ def _prefix_states(model, ids: list[int]) -> list[tuple[torch.Tensor, torch.Tens
     if not ids:
         return []
     tokens = torch.tensor([ids], device=model.device)
-    cache = model(input_ids=tokens, use_cache=True, logits_to_keep=1).past_key_values
+    with torch.compiler.set_stance("force_eager"):  # with a cache each compiled layer would be another program
+        cache = model(input_ids=tokens, use_cache=True, logits_to_keep=1).past_key_values
     return [(layer.keys, layer.values) for layer in cache.layers]
 
 

@@ -38,8 +38,8 @@ class Config:
 
     def __post_init__(self):
         """Errors: one ValueError with everything that is wrong."""
-        wrong = [f"{name}={getattr(self, name)}: at least {least}" for name, least in (("slots", 1), ("queue", 0), ("max_new_tokens", 1), ("max_tokens", 2))
-                 if getattr(self, name) < least]
+        least = {"slots": 1, "queue": 0, "max_new_tokens": 1, "max_tokens": 2}
+        wrong = [f"{name}={getattr(self, name)}: at least {number}" for name, number in least.items() if getattr(self, name) < number]
         if self.language not in ("zh", "en"):
             wrong.append(f"language={self.language!r}: zh or en")
         if self.time_limit <= 0:
@@ -48,7 +48,7 @@ class Config:
             if not name.replace("-", "").replace("_", "").isalnum() or not name.isascii():
                 wrong.append(f"adapter name {name!r}: letters, digits, - and _ only")
         if not is_loopback(self.host) and not os.environ.get(KEY_VARIABLE):
-            wrong.append(f"host={self.host!r} can be reached from other machines: set {KEY_VARIABLE} to a key first, or listen on 127.0.0.1")
+            wrong.append(f"host={self.host!r} can be reached from other machines: set {KEY_VARIABLE} to a key, or listen on 127.0.0.1")
         if wrong:
             raise ValueError("; ".join(wrong))
 
@@ -170,7 +170,8 @@ def _adapters(config: Config) -> tuple[dict[str, Path], dict]:
         run = f"{config.task}-reference"
     folders, settings = {}, {}
     if run and run != "none":
-        folders[models.run_folder(run).name] = models.find_checkpoint(run, config.checkpoint)
+        name = models.run_folder(run).name.replace(".", "-")  # PEFT keeps adapters as modules, whose names hold no dot
+        folders[name] = models.find_checkpoint(run, config.checkpoint)
         settings = models.read_run(run)["settings"]
     for name, folder in config.adapters:
         if name in folders:
@@ -221,19 +222,12 @@ def classifier(talk: Talk) -> Callable | None:
 
 
 def _classified(talk: Talk, text: str):
-    """The intent of a call by the default voice; on the engine's thread, whose active adapter is put back."""
+    """The intent of a call by the default voice, which is the model's active adapter; on the engine's thread."""
     from glmlab import evaluation, predict
-    from glmlab.engine import active_adapter
-    folder, active = talk.voices[talk.default], active_adapter(talk.model)
+    form = predict.trained_form(talk.voices[talk.default])
     with talk.lock:
-        prompts = evaluation.encode_prompts(talk.tokenizer, [text], talk.limit, predict.trained_form(folder))
-    try:
-        if folder:
-            talk.model.set_adapter(talk.default)
-        return predict.as_intent(evaluation.label_probabilities(talk.model, talk.tokenizer, prompts, 1)[0], prompts[0].cut)
-    finally:
-        if folder:
-            talk.model.set_adapter(active)
+        prompts = evaluation.encode_prompts(talk.tokenizer, [text], talk.limit, form)
+    return predict.as_intent(evaluation.label_probabilities(talk.model, talk.tokenizer, prompts, 1)[0], prompts[0].cut)
 
 
 def extractor(talk: Talk) -> Callable | None:
@@ -251,7 +245,7 @@ def build(config: Config, talk: Talk | None = None, **page_options):
     from fastapi import FastAPI
     from starlette.middleware.trustedhost import TrustedHostMiddleware
 
-    from glmlab import api, page
+    from glmlab import api, page, page_words
     talk = talk or load(config)
     key = os.environ.get(KEY_VARIABLE, "")
     page_options = {"classify": classifier(talk), "extract": extractor(talk)} | page_options
@@ -267,7 +261,7 @@ def build(config: Config, talk: Talk | None = None, **page_options):
         app.add_middleware(TrustedHostMiddleware, allowed_hosts=["127.0.0.1", "localhost", "::1", "[::1]", config.host])
     api.add_routes(app, talk, key)
     return gradio.mount_gradio_app(app, page.build(talk, **page_options), path="/", auth=_login(key) if key else None, ssr_mode=False,
-                                   auth_message=f"密码 / password: {KEY_VARIABLE}", footer_links=[], run_history=False, **page.look())
+                                   auth_message=f"密码 / password: {KEY_VARIABLE}", footer_links=[], run_history=False, **page_words.look())
 
 
 def _login(key: str) -> Callable[[str, str], bool]:
@@ -285,5 +279,6 @@ def serve(config: Config) -> None:
     with listener:
         app = build(config)
         host = f"[{config.host}]" if ":" in config.host else config.host
-        print(f"{', '.join(app.state.talk.voices)} at http://{host}:{listener.getsockname()[1]} (page), …/v1 (API). Ctrl-C ends it.", flush=True)
+        address = f"http://{host}:{listener.getsockname()[1]}"
+        print(f"{', '.join(app.state.talk.voices)}: page at {address}, API at {address}/v1. Ctrl-C ends it.", flush=True)
         uvicorn.Server(uvicorn.Config(app, log_level="warning", timeout_graceful_shutdown=3)).run(sockets=[listener])

@@ -24,7 +24,7 @@ class Ticket:
         self.text = ""         # so far
         self.seconds = None    # seconds in all
         self.finish = ""       # "stop", "length", "time", "cancelled", "refused" or "error" once it has ended
-        self.error = ""        # why, for "refused" and "error"
+        self.error = ""        # why, for "time", "refused" and "error"
 
     @property
     def first(self) -> float | None:
@@ -57,7 +57,7 @@ class Worker:
     def __init__(self, engine, slots: int, queue: int, time_limit: float):
         """slots: answers written at once, as the engine has them; queue: how many more may wait; time_limit: seconds an answer may
         take, waiting included."""
-        self.engine, self.slots, self.places, self.time_limit = engine, slots, slots + queue, time_limit
+        self.engine, self.places, self.time_limit = engine, slots + queue, time_limit
         self.open = 0  # tickets that have not ended
         self._jobs, self._running, self._closed = deque(), [], False
         self._wake = threading.Condition()

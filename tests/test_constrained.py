@@ -7,11 +7,11 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from glmlab import answering, chat, constrained, generation
+from glmlab import answering, chat, constrained, generation, paths
 from glmlab.chatglm import vocab
 from glmlab.constrained import Copying
 from glmlab.tasks import triplets
-from glmlab.tasks.triplets import RELATIONS, Relation, Sentence, Triple, normal
+from glmlab.tasks.triplets import RELATIONS, Relation, Sentence, Triple
 
 TEXT = "张思源是云帆（苏州）科技公司的总经理，毕业于青石大学；云帆（苏州）科技公司总部在苏州。"
 TRIPLES = [Triple("张思源", "工作于", "云帆（苏州）科技公司"), Triple("张思源", "担任", "总经理"), Triple("云帆（苏州）科技公司", "总部在", "苏州")]
@@ -54,6 +54,9 @@ def test_the_bytes_of_the_tokens_are_the_text(family, generation_name, text):
     tokenizer = family[generation_name]
     ids = chat.text_ids(tokenizer, text)
     joined = b"".join(constrained.tokens(tokenizer).by_id[number] for number in ids).decode()
+    if generation_name == "chatglm":
+        for character, symbol in vocab.V1_SYMBOLS.items():  # those that this small vocabulary has no piece for
+            joined = joined.replace(symbol, character)
     assert joined.lstrip(" ") == tokenizer.decode(ids).lstrip(" ")
     if generation_name != "chatglm":
         assert joined.removeprefix(" " * (generation_name != "glm4")) == text
@@ -86,7 +89,7 @@ def test_the_right_answer_is_allowed_token_by_token(family, generation_name, tri
 @each
 def test_the_right_answers_of_the_shipped_rows_are_allowed(family, generation_name):
     tokenizer = family[generation_name]
-    rows, _ = triplets.read(triplets.paths.data("triplets", "test_triplet.jsonl"))
+    rows, _ = triplets.read(paths.data("triplets", "test_triplet.jsonl"))
     for row in rows[:40]:
         ids, rule = chat.answer_ids(tokenizer, triplets.answer(row.triples)), Copying(tokenizer, row.text, 1000)
         assert all(ids[place] in rule(ids[:place]) for place in range(len(ids))), row
@@ -223,4 +226,3 @@ def test_a_new_relation_needs_no_other_change(tokenizer):
     ids = chat.answer_ids(tokenizer, "(张思源, 配偶, 青石)")
     rule = Copying(tokenizer, TEXT, 400, relations)
     assert all(number in rule(ids[:place]) for place, number in enumerate(ids))
-    assert normal(Triple("张思源", "配偶", "青石")) in triplets.parse("(张思源, 配偶, 青石)", relations)

@@ -190,7 +190,8 @@ def test_medical_answers_begin_with_the_call_for_help(tokenizer, engine, monkeyp
     ({"stream": "yes"}, 400, "stream must be true or false"), ({"stream_options": {"x": 1}}, 400, "stream_options"),
     ({"max_tokens": 51}, 400, "max_tokens must be a whole number from 1 to 50, not 51"), ({"max_tokens": 0}, 400, "max_tokens"),
     ({"prompt_cache_key": 5}, 400, "prompt_cache_key must be text"),
-    ({"messages": []}, 400, "at least one message"), ({"messages": "hi"}, 400, "messages must be a list"), ({"messages": ["hi"]}, 400, "message 0"),
+    ({"messages": []}, 400, "at least one message"), ({"messages": "hi"}, 400, "messages must be a list"),
+    ({"messages": ["hi"]}, 400, "message 0"),
     ({"messages": [{"role": "tool", "content": "x"}]}, 400, "message 0: role 'tool'"),
     ({"messages": [{"role": "user", "content": None}]}, 400, "message 0: content must be text"),
     ({"messages": [{"role": "user", "content": [{"type": "image_url", "image_url": {"url": "x"}}]}]}, 400, "reads text only"),
@@ -208,7 +209,8 @@ def test_what_is_refused_says_why(url, talk, body, status, words):
 
 
 @pytest.mark.parametrize("content, words", [(b"{", "not JSON"), (b"[1]", "must be a JSON object"), (b"\xff\xfe", "not JSON"),
-                                            (b'"' + b"x" * api.LARGEST_BODY + b'"', "larger than 1,048,576 bytes"), (b"[" * 100_000, "not JSON")])
+                                            (b'"' + b"x" * api.LARGEST_BODY + b'"', "larger than 1,048,576 bytes"),
+                                            (b"[" * 100_000, "not JSON")])
 def test_a_body_that_is_no_request(url, content, words):
     found = httpx.post(f"{url}/v1/chat/completions", content=content)
     assert found.status_code == 400 and words in found.json()["error"]["message"]
@@ -383,7 +385,8 @@ def test_what_the_engine_refuses_is_told(talk, engine, monkeypatch):
 
 def test_old_rounds_go_when_the_conversation_is_too_long(talk):
     system = [{"role": "system", "content": "简短"}]
-    rounds = [message for number in range(20) for message in ({"role": "user", "content": f"问题{number}"}, {"role": "assistant", "content": "回答"})]
+    rounds = [message for number in range(20)
+              for message in ({"role": "user", "content": f"问题{number}"}, {"role": "assistant", "content": "回答"})]
     messages, left_out = talk.fitting(system + rounds + ASK)
     assert messages[0] == system[0] and messages[-1] == ASK[0] and messages[1]["role"] == "user" and 0 < left_out < 20
     assert messages == system + rounds[2 * left_out:] + ASK and len(talk.prompt(messages)) + 50 <= 200

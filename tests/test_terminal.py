@@ -49,7 +49,8 @@ def test_it_streams_keeps_history_and_tells_the_times(talk_to, engine):
     assert re.fullmatch(r"(好的，马上处理。\n\[first token \d+\.\d\d s, total \d+\.\d\d s, 8 tokens\]\n){2}", out)
     assert len(talk_to.printed) > 10  # piece by piece
     history = [{"role": "user", "content": "你好"}, {"role": "assistant", "content": "好的，马上处理。"}, {"role": "user", "content": "再见"}]
-    assert [request.ids for request in engine.requests] == [talk_to.conversation.talk.prompt(history[:1]), talk_to.conversation.talk.prompt(history)]
+    prompt = talk_to.conversation.talk.prompt
+    assert [request.ids for request in engine.requests] == [prompt(history[:1]), prompt(history)]
     assert [request.options["session"] for request in engine.requests] == ["terminal/tuned"] * 2
 
 
@@ -112,8 +113,8 @@ def test_intent_triplets_and_medical(talk_to, engine, monkeypatch):
 def test_the_program_from_a_pipe(tmp_path):
     """The whole of it with glm4-tiny, its lines from stdin."""
     code = ("from glmlab import server, terminal; terminal.chat(server.Config('service', 'glm4-tiny', run='none', max_new_tokens=3000))")
-    process = subprocess.Popen([sys.executable, "-c", code], stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True,
-                               cwd=tmp_path, env=os.environ | {"PYTHONIOENCODING": "utf-8"})
+    process = subprocess.Popen([sys.executable, "-c", code], stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=subprocess.DEVNULL,
+                               text=True, cwd=tmp_path, env=os.environ | {"PYTHONIOENCODING": "utf-8"})
     reader = threading.Thread(target=lambda: printed.extend(iter(lambda: process.stdout.read(1), "")), daemon=True)
     printed = []
     reader.start()
@@ -132,7 +133,8 @@ def test_the_program_from_a_pipe(tmp_path):
     shown("/quit")
     say("/save talk.json")
     shown("written: talk.json")
-    assert [message["role"] for message in json.loads((tmp_path / "talk.json").read_text(encoding="utf-8"))["messages"]] == ["user", "assistant"]
+    saved = json.loads((tmp_path / "talk.json").read_text(encoding="utf-8"))["messages"]
+    assert [message["role"] for message in saved] == ["user", "assistant"]
     say("/quit")
     assert process.wait(30) == 0
     time.sleep(0.2)

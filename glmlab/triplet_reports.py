@@ -1,0 +1,183 @@
+"""What project 2 leaves behind: result files of an evaluation, tables, the knowledge graph (知识图谱) of a document as picture and file."""
+
+import csv
+import io
+import math
+from collections import Counter
+from collections.abc import Callable, Iterable, Mapping
+from pathlib import Path
+
+from glmlab import paths, triplet_scores
+from glmlab.reports import table, wrap
+from glmlab.tasks.triplets import RELATIONS, Relation, Sentence, Triple, normalise
+from glmlab.triplet_scores import SCORES
+
+#: Kinds of errors in the order of `triplet_scores.failures`, with what each means.
+KINDS = {"unparsable": "nothing could be read in the answer", "wrong relation": "head and tail right, relation wrong",
+         "boundary": "relation right, a name too long or too short", "missed": "in the sentence, not in the answer",
+         "invented": "in the answer only"}
+
+
+# --- one system --------------------------------------------------------------------------------------------------
+
+def write_result_files(folder, rows: list[Sentence], predicted: list[list[Triple] | None], answers: list[str], seconds: float,
+                       about: dict | None = None, relations: Mapping[str, Relation] = RELATIONS, resamples: int = 2000, seed: int = 7,
+                       log: Callable[[str], None] = print) -> dict:
+    """Write failures.json (`triplet_scores.failures`) and, last, results.json: scores, and row by row index, truth, prediction, answer.
+
+    predicted: triples read from the answers, None for one that could not be read. seconds: of all rows. about: what was evaluated.
+    Each file is whole or not there. Returns `triplet_scores.score`. Errors: as there, and OSError with the remedy.
+    """
+    truth, folder = [row.triples for row in rows], Path(folder)
+    scores = triplet_scores.score(truth, predicted, [row.text for row in rows], relations, resamples, seed)
+    files = {
+        "failures.json": triplet_scores.failures(rows, predicted),
+        "results.json": {**scores, "about": about or {}, "evaluation_time": seconds, "avg_time_per_sample": seconds / len(rows),
+                         "index": [row.row for row in rows], "ground_truth": truth, "predictions": predicted, "answers": answers}}
+    for name, content in files.items():
+        log(f"wrote {paths.shown(paths.write_json(folder / name, content))}")
+    return scores
+
+
+def scores_table(scores: dict) -> str:
+    """The scores of `triplet_scores.score` with their intervals, one a line, and what has no interval below."""
+    cells = [[title, f"{scores[name]:.3f}", "{:.3f} .. {:.3f}".format(*scores["intervals"][name])] for name, title in SCORES.items()]
+    shares = {"unreadable answers": scores["unparsable"], "names that stand in the sentence": scores["spans_in_text"],
+              f"right 无, of {scores['empty_rows']} rows without triples": scores["empty_right"]}
+    cells += [[title, "-" if share is None else f"{share:.3f}", ""] for title, share in shares.items()]
+    return table(["score", "value", "95 % interval"], cells)
+
+
+def relations_table(scores: dict) -> str:
+    """Precision, recall and F1 of every relation."""
+    return table(["relation", "triples", "predicted", "precision", "recall", "F1"],
+                 [[entry["relation"], entry["support"], entry["predicted"],
+                   *(f"{entry[name]:.3f}" if entry["support"] else "-" for name in ("precision", "recall", "f1_score"))]
+                  for entry in scores["per_relation"]])
+
+
+def kinds_table(systems: dict[str, list[dict]]) -> str:
+    """How often each kind of error occurs: {system: its `triplet_scores.failures`}."""
+    counts = {name: Counter(error["kind"] for row in found for error in row["errors"]) for name, found in systems.items()}
+    rows = [[kind, *(count[kind] for count in counts.values()), meaning] for kind, meaning in KINDS.items()]
+    return table(["error", *systems, "meaning"], rows)
+
+
+def failures_text(failures: list[dict], kind: str, count: int = 3, width: int = 110) -> str:
+    """The first failures of a kind for a notebook: sentence, then truth and prediction of its errors of that kind."""
+    out = []
+    for row in [row for row in failures if any(error["kind"] == kind for error in row["errors"])][:count]:
+        out += wrap(f"row {row['index']}: {row['text']}", width)
+        for error in row["errors"]:
+            if error["kind"] == kind:
+                said, true = ("-" if triple is None else f"({', '.join(triple)})" for triple in (error["predicted"], error["truth"]))
+                out.append(f"    {kind}: truth {true}, predicted {said}")
+    return "\n".join(out) or f"no {kind} errors"
+
+
+# --- several systems ---------------------------------------------------------------------------------------------
+
+def comparison_row(name: str, rows: list[Sentence], predicted: list[list[Triple] | None], step: int | None = None,
+                   relations: Mapping[str, Relation] = RELATIONS, resamples: int = 2000, seed: int = 7) -> dict:
+    """One system of a comparison: name, step, rows, the SCORES with `<score>_interval` each, and the shares without interval."""
+    scores = triplet_scores.score([row.triples for row in rows], predicted, [row.text for row in rows], relations, resamples, seed)
+    row = {"name": name, "step": step, "rows": scores["rows"]}
+    for score in SCORES:
+        row |= {score: scores[score], f"{score}_interval": scores["intervals"][score]}
+    return row | {share: scores[share] for share in ("unparsable", "spans_in_text", "empty_right")}
+
+
+# --- the knowledge graph -----------------------------------------------------------------------------------------
+
+def knowledge_graph(triples: Iterable[Triple], relations: Mapping[str, Relation] = RELATIONS):
+    """The triples as a networkx.MultiDiGraph: a node a name (its kind: 人, 单位 …), an edge a triple (relation, times it was told).
+
+    Names that are equal once normalised are one node, called as it was first.
+    """
+    import networkx
+    graph, names, told = networkx.MultiDiGraph(), {}, Counter()
+    for head, relation, tail in triples:
+        known = relations.get(relation, Relation(""))
+        ends = []
+        for name, kind in ((head, known.head), (tail, known.tail)):
+            node = names.setdefault(normalise(name), name)
+            if node not in graph or "、" in graph.nodes[node]["kind"]:  # 单位、学校或设施 until it is known which
+                graph.add_node(node, label=node, kind=kind)
+            ends.append(node)
+        told[(*ends, relation)] += 1
+    for number, ((head, tail, relation), times) in enumerate(told.items()):  # keys of their own: files take them as ids of the edges
+        graph.add_edge(head, tail, f"e{number}", relation=relation, label=relation, times=times)
+    return graph
+
+
+def graph_figure(graph, path=None, title: str = ""):
+    """The picture of a `knowledge_graph`: parts that hang together stand together, the largest first; colours are kinds of names.
+
+    Errors: ValueError for a graph without nodes.
+    """
+    from matplotlib.patches import FancyArrowPatch, Patch
+
+    from glmlab.figures import COLOURS, _axes, save
+    if not graph:
+        raise ValueError("no triples to draw: the document has none, or none was found")
+    places, (right, top) = _places(graph)
+    figure, axis = _axes(max(5, right), top + 0.8)
+    kinds = list(dict.fromkeys(kind for _, kind in graph.nodes(data="kind")))
+    colours = {kind: (*COLOURS, "#666666")[min(number, len(COLOURS))] for number, kind in enumerate(kinds)}
+    pairs: dict[tuple, list[str]] = {}
+    for head, tail, relation in graph.edges(data="relation"):
+        pairs.setdefault((head, tail), []).append(relation)
+    for (head, tail), names in pairs.items():
+        (x, y), (to_x, to_y) = places[head], places[tail]
+        bend = 0.15 if (tail, head) in pairs else 0.0  # two arrows between the same names must not lie on each other
+        axis.add_patch(FancyArrowPatch((x, y), (to_x, to_y), arrowstyle="-|>", mutation_scale=11, color="#888888", shrinkA=9, shrinkB=11,
+                                       connectionstyle=f"arc3,rad={bend}", zorder=1))
+        shift = bend / 2  # the top of an arc
+        axis.text((x + to_x) / 2 + shift * (to_y - y), (y + to_y) / 2 - shift * (to_x - x), "、".join(names), ha="center", va="center",
+                  fontsize=8, color="#444444", bbox={"facecolor": "white", "edgecolor": "none", "pad": 0.5}, zorder=2)
+    for node, kind in graph.nodes(data="kind"):
+        axis.text(*places[node], node, ha="center", va="center", fontsize=9, color="white", zorder=3,
+                  bbox={"boxstyle": "round,pad=0.3", "facecolor": colours[kind], "edgecolor": "none"})
+    axis.set(xlim=(0, right), ylim=(0, top), xticks=[], yticks=[], title=title)
+    axis.axis("off")
+    figure.legend(handles=[Patch(color=colours[kind], label=kind) for kind in kinds], loc="outside lower center", ncols=len(kinds), frameon=False)
+    return save(figure, path)
+
+
+def _places(graph) -> tuple[dict, tuple[float, float]]:
+    """(node -> (x, y), (width, height)) in inches: each part laid out by itself, the parts side by side in rows."""
+    import networkx
+    order = {node: place for place, node in enumerate(graph)}
+    parts = sorted(networkx.weakly_connected_components(graph), key=lambda part: (-len(part), min(map(order.get, part))))
+    sizes = [(1.6 + 1.1 * math.sqrt(len(part)), 0.5 + 0.75 * math.sqrt(len(part))) for part in parts]  # names are wide and low
+    limit = max(12.0, sizes[0][0])
+    places, x, y, tall, widest = {}, 0.0, 0.0, 0.0, 0.0
+    for part, (wide, high) in zip(parts, sizes):
+        if x + wide > limit:
+            x, y, tall = 0.0, y + tall, 0.0
+        alone = networkx.Graph()  # without direction, and in the order of the graph: a subgraph has that of a set
+        alone.add_nodes_from(sorted(part, key=order.get))
+        alone.add_edges_from(edge for edge in graph.edges() if edge[0] in part)
+        for node, (across, up) in networkx.kamada_kawai_layout(alone).items():
+            places[node] = (x + wide / 2 + (wide - 1.5) / 2 * across, y + high / 2 - (high - 0.5) / 2 * up)
+        x, tall, widest = x + wide, max(tall, high), max(widest, x + wide)
+    height = y + tall
+    return {node: (across, height - down) for node, (across, down) in places.items()}, (widest, height)
+
+
+def write_graphml(graph, path) -> Path:
+    """Write a `knowledge_graph` as GraphML, which Gephi, Cytoscape, yEd and, with its APOC procedures, Neo4j read."""
+    import networkx
+    content = io.BytesIO()
+    networkx.write_graphml_xml(graph, content, encoding="utf-8", prettyprint=True)
+    return paths.write_bytes(path, content.getvalue())
+
+
+def write_csv(graph, path) -> Path:
+    """Write the edges of a `knowledge_graph` as a table: Gephi reads Source and Target, Neo4j any column (LOAD CSV WITH HEADERS)."""
+    text = io.StringIO()
+    writer = csv.writer(text, lineterminator="\n")
+    writer.writerow(["Source", "Target", "Label", "Type", "Weight", "SourceKind", "TargetKind"])
+    for head, tail, edge in graph.edges(data=True):
+        writer.writerow([head, tail, edge["relation"], "Directed", edge["times"], graph.nodes[head]["kind"], graph.nodes[tail]["kind"]])
+    return paths.write_text(path, text.getvalue())
