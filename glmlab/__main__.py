@@ -31,6 +31,11 @@ def main(arguments=None) -> int:
     extract.add_argument("--base", default="", help="base model; default: the one the run was trained on")
     extract.add_argument("--constrained", action="store_true", help="copy heads and tails from the text, take relations from the list")
     extract.set_defaults(run=_extract)
+    talks = [commands.add_parser("serve", help="web page and OpenAI-compatible API over a fine-tuned model"),
+             commands.add_parser("chat", help="talk to a fine-tuned model in the terminal")]
+    for command, run in zip(talks, (_serve, _chat)):
+        _add_config(command, listens=run is _serve)
+        command.set_defaults(run=run)
     merge = commands.add_parser("merge", help="merge a checkpoint into its base: a plain transformers folder")
     merge.add_argument("run", help="run: a folder under data/runs, or a path", metavar="RUN")
     merge.add_argument("out", help="folder to write")
@@ -68,6 +73,50 @@ def main(arguments=None) -> int:
     except (ValueError, OSError, RuntimeError) as error:  # what the package raises says what to do; a traceback would hide it
         print(f"error: {error}", file=sys.stderr)
         return 1
+
+
+def _add_config(command, listens: bool) -> None:
+    """The fields of `server.Config` as options."""
+    command.add_argument("task", choices=["intent", "triplets", "service", "medical"], help="whose prompt and reference run")
+    command.add_argument("--base", help="base model; default: the one the run was trained on")
+    command.add_argument("--run", dest="from_run", help="run whose adapter talks; default TASK-reference; none: the base alone", metavar="RUN")
+    command.add_argument("--checkpoint", type=int, help="step of the run; default: the last finished one")
+    command.add_argument("--adapter", action="append", metavar="NAME=FOLDER", help="one more adapter on the same base; may be repeated")
+    command.add_argument("--quantization", choices=["nf4", "none"], help="base weights; default: as the run was trained")
+    command.add_argument("--max-new-tokens", type=int, help="longest answer; default 256")
+    command.add_argument("--max-tokens", type=int, help="longest prompt and answer together; default 8192, or what the model was made for")
+    if listens:
+        command.add_argument("--host", help="address to listen on; another than loopback needs GLMLAB_API_KEY; default 127.0.0.1")
+        command.add_argument("--port", type=int, help="default 5000; 0 takes a free one")
+        command.add_argument("--slots", type=int, help="answers written at once; default 8")
+        command.add_argument("--queue", type=int, help="requests that may wait besides; default 32")
+        command.add_argument("--time-limit", type=float, help="seconds a request may take; default 120")
+        command.add_argument("--language", choices=["zh", "en"], help="the page's first language; default zh")
+
+
+def _config(options):
+    from dataclasses import fields
+
+    from glmlab import server
+    given = vars(options) | {"run": options.from_run, "adapters": tuple(_named_folder(text) for text in options.adapter or ())}
+    return server.Config(**{item.name: given[item.name] for item in fields(server.Config) if given.get(item.name) is not None})
+
+
+def _named_folder(text: str) -> tuple[str, str]:
+    name, equals, folder = text.partition("=")
+    if not equals or not name or not folder:
+        raise ValueError(f"--adapter {text}: give it as NAME=FOLDER")
+    return name, folder
+
+
+def _serve(options) -> None:
+    from glmlab import server
+    server.serve(_config(options))
+
+
+def _chat(options) -> None:
+    from glmlab import terminal
+    terminal.chat(_config(options))
 
 
 def _course(options) -> None:

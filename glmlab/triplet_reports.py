@@ -2,7 +2,6 @@
 
 import csv
 import io
-import math
 from collections import Counter
 from collections.abc import Callable, Iterable, Mapping
 from pathlib import Path
@@ -16,6 +15,8 @@ from glmlab.triplet_scores import SCORES
 KINDS = {"unparsable": "nothing could be read in the answer", "wrong relation": "head and tail right, relation wrong",
          "boundary": "relation right, a name too long or too short", "missed": "in the sentence, not in the answer",
          "invented": "in the answer only"}
+#: Inches from a column of a graph's picture to the next, and from row to row.
+COLUMN, ROW = 2.7, 0.42
 
 
 # --- one system --------------------------------------------------------------------------------------------------
@@ -144,25 +145,41 @@ def graph_figure(graph, path=None, title: str = ""):
     return save(figure, path)
 
 
-def _places(graph) -> tuple[dict, tuple[float, float]]:
-    """(node -> (x, y), (width, height)) in inches: each part laid out by itself, the parts side by side in rows."""
+def _places(graph, limit: float = 14.5) -> tuple[dict, tuple[float, float]]:
+    """(node -> (x, y), (width, height)) in inches: each part laid out by itself, the parts side by side in rows of at most `limit`."""
     import networkx
     order = {node: place for place, node in enumerate(graph)}
-    parts = sorted(networkx.weakly_connected_components(graph), key=lambda part: (-len(part), min(map(order.get, part))))
-    sizes = [(1.6 + 1.1 * math.sqrt(len(part)), 0.5 + 0.75 * math.sqrt(len(part))) for part in parts]  # names are wide and low
-    limit = max(12.0, sizes[0][0])
+    parts = [sorted(part, key=order.get) for part in networkx.weakly_connected_components(graph)]
     places, x, y, tall, widest = {}, 0.0, 0.0, 0.0, 0.0
-    for part, (wide, high) in zip(parts, sizes):
-        if x + wide > limit:
+    for part in sorted(parts, key=lambda part: (-len(part), order[part[0]])):
+        columns = _columns(graph, part)
+        wide, high = COLUMN * len(columns) - 0.7, ROW * (max(map(len, columns)) + 0.7)
+        if x and x + wide > limit:
             x, y, tall = 0.0, y + tall, 0.0
-        alone = networkx.Graph()  # without direction, and in the order of the graph: a subgraph has that of a set
-        alone.add_nodes_from(sorted(part, key=order.get))
-        alone.add_edges_from(edge for edge in graph.edges() if edge[0] in part)
-        for node, (across, up) in networkx.kamada_kawai_layout(alone).items():
-            places[node] = (x + wide / 2 + (wide - 1.5) / 2 * across, y + high / 2 - (high - 0.5) / 2 * up)
+        for number, column in enumerate(columns):
+            for row, node in enumerate(column):
+                places[node] = (x + COLUMN * number + 0.95, y + high / 2 + ROW * (row - (len(column) - 1) / 2))
         x, tall, widest = x + wide, max(tall, high), max(widest, x + wide)
     height = y + tall
     return {node: (across, height - down) for node, (across, down) in places.items()}, (widest, height)
+
+
+def _columns(graph, part: list) -> list[list]:
+    """The nodes of a part from left to right: a head left of its tails, where no circle forbids it; each column in the order of its heads."""
+    column = dict.fromkeys(part, 0)
+    for _ in range(min(len(part), 5)):  # longest way from a node that is no tail; a circle ends somewhere
+        for head, tail in graph.edges(part):
+            column[tail] = max(column[tail], min(column[head] + 1, 4))
+    found: list[list] = [[] for _ in range(max(column.values()) + 1)]
+    for node in part:
+        found[column[node]].append(node)
+    found = [nodes for nodes in found if nodes]
+    place: dict = {}
+    for nodes in found:
+        heads = {node: [place[head] for head, _ in graph.in_edges(node) if head in place] for node in nodes}
+        nodes.sort(key=lambda node: sum(heads[node]) / len(heads[node]) if heads[node] else 0)
+        place |= {node: (row + 0.5) / len(nodes) for row, node in enumerate(nodes)}
+    return found
 
 
 def write_graphml(graph, path) -> Path:
