@@ -321,12 +321,15 @@ def shared_prefix(samples: list, tokenizer=None) -> int:
     """
     if tokenizer is not None and two_way(tokenizer):
         return 0
-    rows = [s.ids[: s.labels_from] if isinstance(s, Sample) else s for s in samples]
-    if not rows:
-        return 0
-    low, high = min(rows), max(rows)  # lexicographic extremes: what they share, all share
-    same = sum(1 for _ in takewhile(lambda pair: pair[0] == pair[1], zip(low, high)))
-    return max(0, min(same, min(map(len, rows)) - 1))
+    first, same, shortest = [], 0, 0
+    for number, sample in enumerate(samples):  # one at a time: they may be on disk
+        row = sample.ids[: sample.labels_from] if isinstance(sample, Sample) else sample
+        if not number:
+            first, same, shortest = row, len(row), len(row)
+        if row[:same] != first[:same]:
+            same = sum(1 for _ in takewhile(lambda pair: pair[0] == pair[1], zip(first, row)))
+        shortest = min(shortest, len(row))
+    return max(0, min(same, shortest - 1))
 
 
 def decoded(tokenizer, sample: Sample) -> str:

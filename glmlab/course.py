@@ -14,6 +14,12 @@ COURSES = {
         ("03_eval", {"run": "intent-workshop", "checkpoint": -1, "samples": 300}),
         ("04_compare", {"run": "intent-workshop", "beside": "intent-reference:-1", "samples": 300, "dev_samples": 60}),
     ],
+    "triplets": [
+        ("11_triplets_data", {}),
+        ("12_triplets_train", {"run": "triplets-workshop"}),
+        ("13_triplets_eval", {"run": "triplets-workshop", "samples": 60}),
+        ("14_triplets_compare", {"run": "triplets-workshop", "beside": "triplets-reference:-1", "samples": 100, "dev_samples": 40}),
+    ],
 }
 
 

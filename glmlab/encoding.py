@@ -1,9 +1,12 @@
 """Rows of a task -> prompts and training samples within the token limit."""
 
 import functools
+import json
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
+from pathlib import Path
 
-from glmlab import chat
+from glmlab import chat, paths
 from glmlab.tasks import Task
 
 
@@ -38,23 +41,74 @@ def samples(tokenizer, task: Task, rows: list, max_length: int, form: str) -> tu
 
     Errors: ValueError that names a row which max_length leaves no room for.
     """
-    found = _encoded(tokenizer, task, rows, max_length, form, 0, True, "row")
+    found = list(_encoded(tokenizer, task, rows, max_length, form, 0, True, "row"))
     return [sample for sample, _ in found], sum(cut > 0 for _, cut in found)
 
 
-def _encoded(tokenizer, task: Task, rows: list, max_length: int, form: str, reserve: int, answered: bool,
-             named: str) -> list[tuple[chat.Sample, int]]:
-    tokenizer, found = _Remembering(tokenizer), []
+def stored_samples(folder, tokenizer, task: Task, rows: Iterable, max_length: int, form: str) -> "StoredSamples":
+    """`samples` for more rows than fit in memory: encoded one after another into a folder, read from there in training.
+
+    rows: any iterable, e.g. a generator over your files. Errors: as `samples`.
+    """
+    return store(folder, (sample for sample, _ in _encoded(tokenizer, task, rows, max_length, form, 0, True, "row")))
+
+
+def _encoded(tokenizer, task: Task, rows: Iterable, max_length: int, form: str, reserve: int, answered: bool,
+             named: str) -> Iterator[tuple[chat.Sample, int]]:
+    tokenizer = _Remembering(tokenizer)
     for row in rows:
         def messages(text: str, row=row) -> list[dict]:
             return task.messages(row, text, answered, form)
         try:
-            found.append(chat.fit(tokenizer, messages, task.text(row), max_length, task.shorten, reserve))
+            yield chat.fit(tokenizer, messages, task.text(row), max_length, task.shorten, reserve)
         except ValueError as error:
             raise ValueError(f"{named} {row.row}: {error}") from error
-    return found
 
 
 def room(model, max_length: int) -> int:
     """max_length, or the positions the model was made for if those are fewer."""
     return min(max_length, getattr(model.config, "max_position_embeddings", None) or max_length)
+
+
+# --- samples on disk ---------------------------------------------------------------------------------------------
+
+class StoredSamples(Sequence):
+    """Encoded samples in a folder, read one at a time: what `training.train` takes in place of a list."""
+
+    def __init__(self, folder):
+        """Errors: FileNotFoundError if `store` did not finish there."""
+        import numpy as np
+        folder = Path(folder)
+        if not (folder / "index.json").is_file():
+            raise FileNotFoundError(f"{paths.shown(folder)} holds no finished samples (index.json is missing); encode them again")
+        self._count = json.loads((folder / "index.json").read_text(encoding="utf-8"))["samples"]
+        self._ids = np.memmap(folder / "ids.bin", dtype=np.int32, mode="r")
+        self._index = np.memmap(folder / "index.bin", dtype=np.int64, mode="r").reshape(self._count, 3)  # first id, last id, labels_from
+
+    def __len__(self) -> int:
+        return self._count
+
+    def __getitem__(self, place: int) -> chat.Sample:
+        if not -self._count <= place < self._count:
+            raise IndexError(place)
+        first, stop, labels_from = self._index[place].tolist()
+        return chat.Sample(self._ids[first:stop].tolist(), labels_from)
+
+
+def store(folder, samples: Iterable[chat.Sample]) -> StoredSamples:
+    """Write samples into a folder, one after another. Errors: ValueError for none, or one with several answers (its gaps are not kept)."""
+    import numpy as np
+    folder, place, count = Path(folder), 0, 0
+    folder.mkdir(parents=True, exist_ok=True)
+    (folder / "index.json").unlink(missing_ok=True)
+    with open(folder / "ids.bin", "wb") as ids, open(folder / "index.bin", "wb") as index:
+        for count, sample in enumerate(samples, 1):
+            if sample.gaps:
+                raise ValueError(f"sample {count - 1} learns several answers of one conversation; store conversations answer by answer")
+            np.asarray(sample.ids, dtype=np.int32).tofile(ids)
+            np.asarray([place, place + len(sample.ids), sample.labels_from], dtype=np.int64).tofile(index)
+            place += len(sample.ids)
+    if not count:
+        raise ValueError("there are no samples to store")
+    paths.write_json(folder / "index.json", {"samples": count, "tokens": place})  # last: a folder without it is unfinished
+    return StoredSamples(folder)

@@ -1,5 +1,7 @@
 """How much one forward and backward pass may hold: chosen from the free memory, with the reason. Compiled layers."""
 
+import heapq
+
 import torch
 
 from glmlab import packing
@@ -19,25 +21,24 @@ def choose_pass(model, collator, samples: list, wanted: int, checkpointing: bool
     """
     if collator.prefix is None:
         return 0, checkpointing, "packs are off (share_prefix False)"
-    longest = max(samples, key=lambda sample: len(sample.ids))
     if wanted:
-        note = f"; the longest sample alone takes {len(longest.ids):,}" if len(longest.ids) > wanted else ""
-        return wanted, checkpointing, f"as asked for{note}"
+        return wanted, checkpointing, "as asked for"
     if model.device.type != "cuda":
         return CPU_TOKENS, checkpointing, "a CPU gains nothing from longer packs"
-    step = sorted(samples, key=lambda sample: -len(sample.ids))[:effective_batch]
+    step = heapq.nlargest(effective_batch, samples, key=lambda sample: len(sample.ids))
+    longest = len(step[0].ids)
     most = min(MOST_TOKENS, collator.prefix + sum(len(sample.ids) - collator.prefix for sample in step))
     free = SPARE * usable(model.device) - 8 * sum(p.numel() for p in model.parameters() if p.requires_grad)  # Adam's two moments
     for on in (False, True)[checkpointing:]:
         per_token = _bytes_per_token(model, collator(step[:1]), on)
-        if per_token is None or free / per_token < len(longest.ids):
+        if per_token is None or free / per_token < longest:
             continue
         tokens = int(min(most, free / per_token))
         why = (f"{free / 2**30:.1f} GiB may be used, {per_token / 2**20:.2f} MiB a token" + (" with checkpointing" if on else "")
                + (f", and more than {MOST_TOKENS:,} tokens gain nothing" if tokens == MOST_TOKENS else
                   ", all samples of a step fit" if tokens == most else ""))
         return tokens, on, why + (", without which the longest sample would not fit" if on and not checkpointing else "")
-    raise MemoryError(f"the longest sample ({len(longest.ids):,} tokens) does not fit in the {free / 2**30:.1f} GiB that may be used, even with "
+    raise MemoryError(f"the longest sample ({longest:,} tokens) does not fit in the {free / 2**30:.1f} GiB that may be used, even with "
                       "gradient checkpointing; lower max_length, or use method qlora")
 
 

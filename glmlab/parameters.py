@@ -273,6 +273,7 @@ class TripletTrainSettings(Training):
     train_file: str = _file("triplets", "train")
     dev_file: str = _file("triplets", "dev")
     form: str = _triplet_form()
+    method: str = option("lora", "qlora: base in 4 bit (nf4, double quantisation); lora: base in 16 or 32 bit", choices=("qlora", "lora"))
     target_modules: str = option(CHATGLM_LAYERS, "linear layers that get an adapter, or all-linear", pattern=r"all-linear|[\w.]+(,[\w.]+)*")
     layers: int = option(0, "adapters in so many layers, counted from the last; 0: in all", low=0)
     learning_rate: float = option(2e-3, "highest learning rate", above=0)
@@ -306,6 +307,7 @@ class TripletCompareSettings(CompareSettings):
     output_dir: str = _folder("triplets/compare")
     max_length: int = _max_length(512)
     max_new_tokens: int = _new_tokens(160)
+    document: str = option("", "a text for the knowledge graph: a file with one sentence a line, or JSON lines; empty: some test rows")
 
 
 # --- project 3: customer service ---------------------------------------------------------------------------------
@@ -473,4 +475,6 @@ class FamilySettings:
 
 #: The parameters of each notebook.
 NOTEBOOKS = {"00_welcome": WelcomeSettings, "01_data": DataSettings, "02_train": TrainSettings, "03_eval": EvalSettings,
-             "04_compare": CompareSettings, "41_glm_family": FamilySettings}
+             "04_compare": CompareSettings, "11_triplets_data": TripletDataSettings, "12_triplets_train": TripletTrainSettings,
+             "13_triplets_eval": TripletEvalSettings, "14_triplets_compare": TripletCompareSettings,
+             "41_glm_family": FamilySettings}

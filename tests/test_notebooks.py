@@ -25,6 +25,11 @@ SMOKE = {
                  "batch_size": 4},
     "03_eval": {"samples": 60},
     "04_compare": {"checkpoints": "500,5000", "dev_samples": 40, "samples": 80, "bootstrap": 200},
+    "11_triplets_data": {},
+    "12_triplets_train": {"run": "smoke-triplets", "train_samples": 60, "dev_samples": 12, "steps": 4, "checkpoint_steps": 2, "eval_steps": 2,
+                          "warmup_steps": 1, "batch_size": 4},
+    "13_triplets_eval": {"samples": 12},
+    "14_triplets_compare": {"dev_samples": 10, "samples": 10, "bootstrap": 200},
     "41_glm_family": {"run": "smoke-family", "train_samples": 40, "samples": 12, "steps": 4, "checkpoint_steps": 2, "warmup_steps": 1,
                       "batch_size": 2, "bootstrap": 100},
 }

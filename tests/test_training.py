@@ -605,3 +605,9 @@ def test_packs_are_halved_until_a_sample_stands_alone(settings, samples):
     assert tried[:3] == [400, 200, 100] and said[0].startswith("out of memory at step 1: pack_tokens 400 -> 200")
     assert max(map(len, made.collator.passes(samples[0][:12], made.pack_tokens, 1))) == 1
     assert not made._halve(samples[0][:12], RuntimeError("another error"))
+
+
+def test_samples_on_disk_train_like_a_list(settings, run, samples, tmp_path):
+    from glmlab import encoding
+    one, two = run(settings(run="one")), run(settings(run="two"), train=encoding.store(tmp_path / "samples", samples[0]))
+    assert _losses(one) == _losses(two)
