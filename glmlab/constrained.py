@@ -48,6 +48,12 @@ def tokens(tokenizer) -> Tokens:
     return Tokens(by_id, order, [texts[text] for text in order])
 
 
+def written(tokenizer, text: str) -> bytes:
+    """A text as a tokenizer writes it, without blanks at its ends: ChatGLM-6B has half-width punctuation where the text is full-width."""
+    found = tokens(tokenizer).by_id
+    return b"".join(found.get(number, b"") for number in chat.text_ids(tokenizer, text)).strip()
+
+
 #: Bytes that no UTF-8 text holds.
 _NEVER = {0xC0, 0xC1, *range(0xF5, 0x100)}
 
@@ -102,9 +108,8 @@ class Copying:
         """Errors: as `tokens`, and ValueError for a max_new_tokens too small for one triple."""
         self._tokens, self._room = tokens(tokenizer), max_new_tokens
         self._plain = normalise(text)
-        # ChatGLM-6B writes half-width punctuation for full-width: the sentence as the tokenizer writes it is what can be copied
-        self._text = self._written(tokenizer, text).strip()
-        self._relations = {self._written(tokenizer, name).strip(): name for name in relations}
+        self._text = written(tokenizer, text)  # what can be copied
+        self._relations = {written(tokenizer, name): name for name in relations}
         self._first = next(iter(relations))
         self._known: dict[tuple[int, int], bool] = {}
         self._starts = [place for place, byte in enumerate(self._text) if byte & 0xC0 != 0x80]  # where characters begin
@@ -118,19 +123,19 @@ class Copying:
             raise ValueError(f"max_new_tokens={max_new_tokens} is too little for one triple: take at least {max(map(self._least, begin))}")
         self._trace: list[tuple[int | None, set[State]]] = [(None, set(begin))]  # (token, readings after it)
 
-    def __call__(self, written: list[int]) -> list[int]:
+    def __call__(self, ids: list[int]) -> list[int]:
         """The ids that may follow the ids written so far. Errors: ValueError for what could not have been written under these rules."""
-        same = next((place for place, ((token, _), wanted) in enumerate(zip(self._trace[1:], written)) if token != wanted),
-                    min(len(self._trace) - 1, len(written)))
+        same = next((place for place, ((token, _), wanted) in enumerate(zip(self._trace[1:], ids)) if token != wanted),
+                    min(len(self._trace) - 1, len(ids)))
         del self._trace[same + 1:]
-        for place, token in enumerate(written[same:], same):
+        for place, token in enumerate(ids[same:], same):
             states = self._trace[-1][1]
             for byte in self._tokens.by_id.get(token, b"\xff"):  # a special token: no text goes on with it
                 states = {after for state in states for value, after in self._moves(state) if value == byte}
             if not states:
                 raise ValueError(f"token {place} of the answer, id {token}, was not among the allowed ones")
             self._trace.append((token, states))
-        states, left = self._trace[-1][1], self._room - len(written)
+        states, left = self._trace[-1][1], self._room - len(ids)
         found = [self._stop] if any(not state.rest and state.then in ("more", "stop") for state in states) else []
         return found + self._next(states, left - 1, 0, 0, len(self._tokens.texts))
 
@@ -177,7 +182,7 @@ class Copying:
         name = self._text[slice(*state.span)].decode()
         if state.before:
             return [State(b")", "more", None, (), (*state.done, self._triple(state, name)))]
-        return [State(b", " + written + b", ", "name", None, (name, relation), state.done) for written, relation in self._relations.items()]
+        return [State(b", " + text + b", ", "name", None, (name, relation), state.done) for text, relation in self._relations.items()]
 
     def _may_end(self, state: State, stop: int) -> bool:
         """Whether the name of a state may end at a place of the sentence: it can be read back, and the triple is a new one."""
@@ -214,9 +219,3 @@ class Copying:
         start, stop = state.span
         end = next((place for place in range(stop, len(self._text) + 1) if self._may_end(state, place)), None)
         return None if end is None else end - stop + behind
-
-    @staticmethod
-    def _written(tokenizer, text: str) -> bytes:
-        """A text as a tokenizer writes it."""
-        found = tokens(tokenizer).by_id
-        return b"".join(found.get(number, b"") for number in chat.text_ids(tokenizer, text))

@@ -10,8 +10,8 @@ from glmlab import chat, encoding
 from glmlab.encoding import Prompt, room
 from glmlab.tasks import intent
 
-#: Tokens of one pass on a CPU: attention costs the square of a pack, and a small model gains nothing from longer packs.
-CPU_PASS_TOKENS = 1024
+#: Tokens of one pass on a CPU: a small model gains nothing from longer packs.
+CPU_PASS_TOKENS = 4096
 
 
 @dataclass

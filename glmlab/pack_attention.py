@@ -150,14 +150,13 @@ def piecewise_attention(module, query, key, value, attention_mask, pack_pieces=N
 
 # --- in transformers ---------------------------------------------------------------------------------------------
 
-def options(model, pieces: list, on_cpu: bool = True) -> dict:
+def options(model, pieces: list) -> dict:
     """What a model must be called with to compute a tree by one of the functions above; {} where only a masked sdpa can.
 
-    pieces: as `packing.Tree.pieces` gives them. on_cpu: also on a CPU, where it pays for long pieces only. The 4-D mask keeps
-    transformers from making one; nobody reads it.
+    pieces: as `packing.Tree.pieces` gives them. The 4-D mask keeps transformers from making one; nobody reads it.
     """
     device = getattr(model, "device", None) or next(model.parameters()).device
-    if device.type == "cpu" and on_cpu and _use(model, PIECEWISE, piecewise_attention):
+    if device.type == "cpu" and _use(model, PIECEWISE, piecewise_attention):
         found = {"pack_pieces": pieces}
     elif fits_flash(model) and _use(model, VARLEN, varlen_attention):
         found = {"pack_plan": [calls.to(device) for calls in plan(pieces)]}

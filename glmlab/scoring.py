@@ -135,14 +135,13 @@ def _score_pack(model, prefix, prefix_len: int, suffixes: list[list[int]], trie:
             last.append(len(tree.ids) - 1)
         keep += [last[node] for node in trie.branchings]
     device = model.device
-    options = pack_attention.options(model, tree.pieces(), on_cpu=False)
-    if options and prefix:
+    options = pack_attention.options(model, tree.pieces()) or {"attention_mask": attention_mask(tree.mask(device), model)}
+    if "pack_plan" in options and prefix:
         options["pack_prefix"] = torch.stack([torch.stack(states) for states in prefix])
-    elif not options:
-        cache = DynamicCache()  # a fresh one each time: the forward pass appends to it
+    elif prefix:
+        options |= {"past_key_values": DynamicCache(), "use_cache": True}  # a fresh one each time: the forward pass appends to it
         for layer, (keys, values) in enumerate(prefix):
-            cache.update(keys, values, layer)
-        options = {"attention_mask": attention_mask(tree.mask(device), model), "past_key_values": cache, "use_cache": True}
+            options["past_key_values"].update(keys, values, layer)
     logits = model(input_ids=torch.tensor([tree.ids], device=device), position_ids=tree.position_ids().to(device),
                    logits_to_keep=torch.tensor(keep, device=device), **{"use_cache": False} | options).logits
     return posterior(logits.view(len(suffixes), len(trie.branchings), -1), trie)

@@ -8,7 +8,7 @@ from pathlib import Path
 
 from glmlab import paths, triplet_scores
 from glmlab.reports import table, wrap
-from glmlab.tasks.triplets import RELATIONS, Relation, Sentence, Triple, normalise
+from glmlab.tasks.triplets import NONE, RELATIONS, Relation, Sentence, Triple, answer, normalise
 from glmlab.triplet_scores import SCORES
 
 #: Kinds of errors in the order of `triplet_scores.failures`, with what each means.
@@ -74,6 +74,30 @@ def failures_text(failures: list[dict], kind: str, count: int = 3, width: int = 
                 said, true = ("-" if triple is None else f"({', '.join(triple)})" for triple in (error["predicted"], error["truth"]))
                 out.append(f"    {kind}: truth {true}, predicted {said}")
     return "\n".join(out) or f"no {kind} errors"
+
+
+# --- what the loss is made of ------------------------------------------------------------------------------------
+
+#: Kinds of tokens of an answer, with what a model must do to get them right.
+PARTS = {"form": "brackets, commas, line ends, the stop id", "relation": "one of a short list", "name": "copied from the sentence"}
+
+
+def answer_parts(tokenizer, triples: list[Triple]) -> list[str]:
+    """The kind of each id of an answer as `chat.answer_ids` makes it: form, relation or name, by the first sign of the token."""
+    from glmlab import chat
+    from glmlab.constrained import tokens, written
+    marked = [(b"(", "form")] if triples else [(NONE.encode(), "form")]
+    for head, relation, tail in triples:
+        marked += [(written(tokenizer, head), "name"), (b", ", "form"), (written(tokenizer, relation), "relation"), (b", ", "form"),
+                   (written(tokenizer, tail), "name"), (b")\n(", "form")]
+    kinds = [kind for text, kind in marked for _ in text][:-2 if triples else None]  # one a byte; the last line ends with ")"
+    texts = [tokens(tokenizer).by_id.get(number, b"") for number in chat.answer_ids(tokenizer, answer(triples))]
+    found, place = [], len(kinds) - sum(map(len, texts))  # below 0: what stands before an answer
+    for text in texts:
+        at = place + len(text) - len(text.lstrip(b" "))
+        found.append(kinds[at] if text.strip() and at >= 0 else "form")
+        place += len(text)
+    return found
 
 
 # --- several systems ---------------------------------------------------------------------------------------------
