@@ -1,5 +1,6 @@
 """notebooks/settings/*.yaml: what `papermill -f` reads from them is accepted by the notebook that their first line names."""
 
+import json
 import re
 
 import pytest
@@ -7,13 +8,13 @@ from papermill.iorw import read_yaml_file
 
 from glmlab import parameters, paths, settings
 
-CLASSES = {"02_train": parameters.TrainSettings, "03_eval": parameters.EvalSettings, "04_compare": parameters.CompareSettings}
+CLASSES = parameters.NOTEBOOKS
 FILES = sorted(paths.notebooks("settings").glob("*.yaml"))
 each = pytest.mark.parametrize("path", FILES, ids=lambda path: path.stem)
 
 
 def test_the_published_configurations_are_there():
-    assert {"document-000", "document-004", "reference", "workshop"} <= {path.stem for path in FILES}
+    assert {"document-000", "document-001", "document-004", "reference", "workshop"} <= {path.stem for path in FILES}
 
 
 @each
@@ -27,7 +28,9 @@ def test_a_settings_file_is_accepted_by_its_notebook(path):
 
 
 def test_the_documents_configurations_say_what_the_documents_say():
-    stated = {"document-000": {"rank": 64, "alpha": 128, "learning_rate": 2e-4, "batch_size": 4, "steps": 5000},
+    stated = {"document-001": {"method": "qlora", "rank": 8, "alpha": 32, "dropout": 0.1, "target_modules": "query_key_value", "layers": 0,
+                               "learning_rate": 2e-4, "warmup_steps": 100, "batch_size": 4, "accumulation": 4, "steps": 170, "dtype": "fp16"},
+              "document-000": {"rank": 64, "alpha": 128, "learning_rate": 2e-4, "batch_size": 4, "steps": 5000},
               "document-004": {"rank": 16, "alpha": 64, "dropout": 0.1, "target_modules": "q_proj,k_proj,v_proj,o_proj",
                                "learning_rate": 2e-4, "batch_size": 4, "max_length": 1024, "steps": 5000, "checkpoint_steps": 500}}
     for name, wanted in stated.items():
@@ -39,6 +42,13 @@ def test_the_reference_run_has_the_checkpoints_that_ship():
     values = read_yaml_file(str(paths.notebooks("settings", "reference.yaml")))
     assert values["run"] == "intent-reference" and not values["keep_optimizer"]
     assert values["steps"] == 5000 and all(step % values["checkpoint_steps"] == 0 for step in (500, 1000, 2000, 3000, 4000, 5000))
+
+
+@pytest.mark.parametrize("task", ["triplets", "service", "medical"])
+def test_a_reference_run_was_trained_with_its_settings_file(task):
+    recorded = json.loads(paths.runs(f"{task}-reference", "run.json").read_text(encoding="utf-8"))["settings"]
+    values = read_yaml_file(str(paths.notebooks("settings", f"reference-{task}.yaml")))
+    assert {name: recorded[name] for name in values} == values
 
 
 def test_the_workshop_file_is_the_default_of_the_notebook():
