@@ -216,11 +216,7 @@ def read_splits(files: dict[str, str | Path]) -> tuple[dict[str, list[Call]], li
     A call that stands in two splits stays in the later one only, so that the test rows remain whole and unseen.
     Errors: as `read`; all missing files are named together.
     """
-    rows.require(files.values(), REMEDY)
-    read_files = {split: _read(path) for split, path in files.items()}
-    found, repeated = rows.without_later({split: found for split, (found, _) in read_files.items()}, files, _words)
-    problems = [problem for split in files for problem in read_files[split][1] + repeated[split]]
-    return {split: _calls(kept) for split, kept in found.items()}, problems
+    return rows.read_splits(files, _read, _calls, _words, REMEDY)
 
 
 def _read(path) -> tuple[list[Row], list[Problem]]:

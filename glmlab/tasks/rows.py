@@ -103,6 +103,19 @@ def without_later(splits: dict[str, list[Row]], files: dict, key: Callable[[str]
     return {split: kept[split] for split in splits}, problems
 
 
+def read_splits(files: dict, reader: Callable, made: Callable, key: Callable[[str], str], remedy: str) -> tuple[dict[str, list], list[Problem]]:
+    """The rows of several splits, in the order train, dev, test, and every bad row: what each task's `read_splits` does.
+
+    reader: path -> (usable rows, problems). made: rows -> what the task calls them. key: text -> what makes two texts the same; a
+    text that stands in two splits stays in the later one only. Errors: all missing files named together; those of reader.
+    """
+    require(files.values(), remedy)
+    read_files = {split: reader(path) for split, path in files.items()}
+    found, repeated = without_later({split: kept for split, (kept, _) in read_files.items()}, files, key)
+    problems = [problem for split in files for problem in read_files[split][1] + repeated[split]]
+    return {split: made(kept) for split, kept in found.items()}, problems
+
+
 # --- files in ----------------------------------------------------------------------------------------------------
 
 def require(files: Iterable, remedy: str) -> None:

@@ -140,11 +140,7 @@ def read_splits(files: dict[str, str | Path]) -> tuple[dict[str, list[Dialogue]]
 
     A question that stands in two splits after the same history stays in the later one only, so that the test rows remain unseen.
     """
-    rows.require(files.values(), REMEDY)
-    read_files = {split: _read(path) for split, path in files.items()}
-    found, repeated = rows.without_later({split: found for split, (found, _) in read_files.items()}, files, words_of)
-    problems = [problem for split in files for problem in read_files[split][1] + repeated[split]]
-    return {split: _dialogues(kept) for split, kept in found.items()}, problems
+    return rows.read_splits(files, _read, _dialogues, words_of, REMEDY)
 
 
 def _read(path) -> tuple[list[Row], list[Problem]]:

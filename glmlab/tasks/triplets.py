@@ -108,11 +108,7 @@ def read_splits(files: dict[str, str | Path],
 
     A text that stands in two splits stays in the later one only. Errors: as `read`; all missing files are named together.
     """
-    rows.require(files.values(), REMEDY)
-    read_files = {split: _read(path, relations) for split, path in files.items()}
-    found, repeated = rows.without_later({split: found for split, (found, _) in read_files.items()}, files, normalise)
-    problems = [problem for split in files for problem in read_files[split][1] + repeated[split]]
-    return {split: _sentences(kept) for split, kept in found.items()}, problems
+    return rows.read_splits(files, lambda path: _read(path, relations), _sentences, normalise, REMEDY)
 
 
 def _read(path, relations: Mapping[str, Relation]) -> tuple[list[Row], list[Problem]]:
