@@ -22,6 +22,18 @@ def main(arguments=None) -> int:
     sentences.add_argument("--seed", type=int, default=None, help="another seed makes other sentences")
     sentences.add_argument("--wide", action="store_true", help="train with thousands of made-up names, which nobody can learn by heart")
     sentences.set_defaults(run=_sentences)
+    dialogues = commands.add_parser("dialogues", help="make the dialogues of project 3: train.json, dev.json, test.json")
+    dialogues.add_argument("folder", nargs="?", help="folder to write; default data/service")
+    dialogues.set_defaults(run=_dialogues)
+    questions = commands.add_parser("questions", help="make the questions of project 4: train.csv, dev.csv, test.csv")
+    questions.add_argument("folder", nargs="?", help="folder to write; default data/medical")
+    questions.set_defaults(run=_questions)
+    feedback = commands.add_parser("feedback", help="make training rows of the answers that were rated or corrected in the web page")
+    feedback.add_argument("task", choices=["service"], help="whose page")
+    feedback.add_argument("--train", help="training rows to add to; default data/service/train.json", metavar="FILE")
+    feedback.add_argument("--out", help="file to write; default: that of --train, whose old content is kept as .bak", metavar="FILE")
+    feedback.add_argument("--feedback", help="ratings; default: those of the page, data/chats/service/feedback.jsonl", metavar="FILE")
+    feedback.set_defaults(run=_feedback)
     extract = commands.add_parser("extract", help="extract triples from texts: JSON lines, one a text")
     source = extract.add_mutually_exclusive_group(required=True)
     source.add_argument("--text", help="one text")
@@ -141,6 +153,32 @@ def _sentences(options) -> None:
     seed = sentences.SEED if options.seed is None else options.seed
     for path in sentences.write(options.folder or paths.data("triplets"), sizes, seed, options.wide):
         print(f"written: {paths.shown(path)}")
+
+
+def _dialogues(options) -> None:
+    from glmlab import paths
+    from glmlab.tasks import service_data
+    for path in service_data.write(options.folder or paths.data("service")):
+        print(f"written: {paths.shown(path)}")
+
+
+def _questions(options) -> None:
+    from glmlab import paths
+    from glmlab.tasks import medical_data
+    for path in medical_data.write(options.folder or paths.data("medical")):
+        print(f"written: {paths.shown(path)}")
+
+
+def _feedback(options) -> None:
+    from glmlab import chats, paths
+    from glmlab.tasks import service
+    train = options.train or paths.data("service", "train.json")
+    out = options.out or train
+    learnt, problems = service.add_feedback(options.feedback or chats.folder("service") / "feedback.jsonl", train, out)
+    print(service.problem_table(problems))
+    for dialogue in learnt:
+        print(f"row {dialogue.row}: {dialogue.question} -> {' '.join(dialogue.answer.split())}")
+    print(f"{len(learnt)} rows added or corrected: {paths.shown(out)}")
 
 
 def _extract(options) -> None:

@@ -187,7 +187,7 @@ def answered(wanted: System, task: Task, rows: list, bench: Bench, folder, split
     form = form or wanted.form
 
     def compute() -> dict:
-        log(f"{wanted.name} on {len(rows):,} {split} {task.what}")
+        log(f"{name.removeprefix(split + ' ')} on {len(rows):,} {split} {task.what}")
         model, tokenizer = bench.load(wanted)
         found = asdict(answering.answer_rows(model, tokenizer, task, rows, form, max_length, max_new_tokens, batch_size,
                                              evaluation.progress_lines(len(rows), task.what, log, lines=2), rule))

@@ -14,7 +14,10 @@ from typing import NamedTuple
 from glmlab import chat
 from glmlab.tasks.triplets import NONE, RELATIONS, Relation, Triple, normal, normalise, parse
 
+#: Bytes that no UTF-8 text holds.
+_NEVER = {0xC0, 0xC1, *range(0xF5, 0x100)}
 _ONE, _OTHER = "甲", "乙"  # any name, to ask the parser about another one
+_NO_BEGINNING = ",、。;:!?)]】》"
 _PLAIN = re.compile("[A-Za-z0-9\u4e00-\u9fff]+")
 
 
@@ -52,10 +55,6 @@ def written(tokenizer, text: str) -> bytes:
     """A text as a tokenizer writes it, without blanks at its ends: ChatGLM-6B has half-width punctuation where the text is full-width."""
     found = tokens(tokenizer).by_id
     return b"".join(found.get(number, b"") for number in chat.text_ids(tokenizer, text)).strip()
-
-
-#: Bytes that no UTF-8 text holds.
-_NEVER = {0xC0, 0xC1, *range(0xF5, 0x100)}
 
 
 def _bytes(tokenizer):
@@ -99,9 +98,9 @@ class State(NamedTuple):
 class Copying:
     """What may be written next of the answer to one sentence: `allowed(ids so far)` -> ids. For `Engine.submit` and `answer_rows`.
 
-    The answer is `无`, or lines `(head, relation, tail)`, each once. Head and tail stand in the sentence, relation in the list; what the
-    parser would not read back as it stands (a name with one half of a pair of brackets) is no name. The stop id comes within
-    max_new_tokens: towards the end only what can still be closed is allowed.
+    The answer is `无`, or lines `(head, relation, tail)`, each once. Head and tail stand in the sentence, relation in the list. No name is
+    what the parser would not read back as it stands (one half of a pair of brackets), or what begins with a comma or the like. The stop
+    id comes within max_new_tokens: towards the end only what can still be closed is allowed.
     """
 
     def __init__(self, tokenizer, text: str, max_new_tokens: int, relations: Mapping[str, Relation] = RELATIONS):
@@ -147,11 +146,13 @@ class Copying:
             if any((least := self._least(state)) is not None and least <= left for state in states):
                 found += self._tokens.ids[low]
             low += 1
+        if low == high:
+            return found
         following: dict[int, set[State]] = {}
         for state in states:
             for byte, after in self._moves(state):
                 following.setdefault(byte, set()).add(after)
-        prefix = texts[low][:depth] if low < high else b""
+        prefix = texts[low][:depth]
         for byte, after in following.items():
             first = bisect_left(texts, prefix + bytes([byte]), low, high)
             last = high if byte == 255 else bisect_left(texts, prefix + bytes([byte + 1]), first, high)
@@ -202,7 +203,7 @@ class Copying:
     def _reads(self, name: str) -> bool:
         """Whether the parser gives a name back, as head and as tail, and the sentence has it."""
         plain = normalise(name)
-        if name != name.strip() or plain not in self._plain or not _balanced(plain):
+        if name != name.strip() or not plain or plain[0] in _NO_BEGINNING or plain not in self._plain or not _balanced(plain):
             return False
         known = dict.fromkeys(self._relations.values())
         return bool(_PLAIN.fullmatch(name)) or all(

@@ -20,6 +20,12 @@ COURSES = {
         ("13_triplets_eval", {"run": "triplets-workshop", "samples": 60}),
         ("14_triplets_compare", {"run": "triplets-workshop", "beside": "triplets-reference:-1", "samples": 100, "dev_samples": 40}),
     ],
+    "service": [
+        ("21_service_data", {}),
+        ("22_service_train", {"run": "service-workshop", "steps": 240, "checkpoint_steps": 120, "eval_steps": 120}),
+        ("23_service_eval", {"run": "service-workshop", "samples": 100}),
+        ("24_service_compare", {"run": "service-workshop", "beside": "service-reference:-1", "samples": 60, "dev_samples": 30}),
+    ],
 }
 
 

@@ -277,7 +277,11 @@ class TripletTrainSettings(Training):
     target_modules: str = option(CHATGLM_LAYERS, "linear layers that get an adapter, or all-linear", pattern=r"all-linear|[\w.]+(,[\w.]+)*")
     layers: int = option(0, "adapters in so many layers, counted from the last; 0: in all", low=0)
     learning_rate: float = option(2e-3, "highest learning rate", above=0)
-    batch_size: int = option(8, "rows of an optimizer step, times accumulation; in one pass where packs are off", low=1)
+    dropout: float = option(0.0, "share of the adapter's inputs zeroed in training", low=0, below=1)
+    batch_size: int = option(4, "rows of an optimizer step, times accumulation; in one pass where packs are off", low=1)
+    steps: int = option(800, "optimizer steps", low=1)
+    checkpoint_steps: int = option(200, "a checkpoint every so many steps", low=1)
+    eval_steps: int = option(200, "an evaluation every so many steps; 0: none", low=0)
     max_length: int = _max_length(512)
 
 
@@ -334,6 +338,7 @@ class ServiceTrainSettings(Training):
     train_file: str = _file("service", "train")
     dev_file: str = _file("service", "dev")
     form: str = _service_form()
+    method: str = option("lora", "qlora: base in 4 bit (nf4, double quantisation); lora: base in 16 or 32 bit", choices=("qlora", "lora"))
     target_modules: str = option(CHATGLM_LAYERS, "linear layers that get an adapter, or all-linear", pattern=r"all-linear|[\w.]+(,[\w.]+)*")
     layers: int = option(0, "adapters in so many layers, counted from the last; 0: in all", low=0)
     learning_rate: float = option(2e-3, "highest learning rate", above=0)
@@ -348,6 +353,7 @@ class ServiceEvalSettings(Evaluation):
     run: str = _run("service-reference")
     checkpoint: int = option(-1, "step of the checkpoint; 0: the untuned base, -1: the last finished one", low=-1)
     test_file: str = _file("service", "test")
+    train_file: str = _file("service", "train")
     output_dir: str = _folder("service/eval/{run}-{checkpoint}")
     max_length: int = _max_length(512)
     max_new_tokens: int = _new_tokens(200)
@@ -391,11 +397,17 @@ class MedicalTrainSettings(Training):
     base: str = _base("chatglm3-tiny")
     train_file: str = _file("medical", "train")
     dev_file: str = _file("medical", "dev")
+    dev_samples: int = option(0, "rows of the evaluations during training; 0: all", low=0)
     form: str = _medical_form()
+    method: str = option("lora", "qlora: base in 4 bit (nf4, double quantisation); lora: base in 16 or 32 bit", choices=("qlora", "lora"))
+    dropout: float = option(0.1, "share of the adapter's inputs zeroed in training", low=0, below=1)
     target_modules: str = option("all-linear", "linear layers that get an adapter, or all-linear", pattern=r"all-linear|[\w.]+(,[\w.]+)*")
     layers: int = option(0, "adapters in so many layers, counted from the last; 0: in all", low=0)
-    learning_rate: float = option(1e-3, "highest learning rate", above=0)
+    learning_rate: float = option(2e-3, "highest learning rate", above=0)
     batch_size: int = option(8, "rows of an optimizer step, times accumulation; in one pass where packs are off", low=1)
+    steps: int = option(195, "optimizer steps; 65 of 8 rows are an epoch of the shipped rows", low=1)
+    checkpoint_steps: int = option(65, "a checkpoint every so many steps", low=1)
+    eval_steps: int = option(65, "an evaluation every so many steps; 0: none", low=0)
     max_length: int = _max_length(1024)
 
 
@@ -424,7 +436,8 @@ class MedicalCompareSettings(CompareSettings):
     output_dir: str = _folder("medical/compare")
     max_length: int = _max_length(1024)
     max_new_tokens: int = _new_tokens(200)
-    votes: str = option("", "A/B votes of the web page (JSON lines) to join the report; empty: none")
+    sentence_model: str = option("", "sentence model for one more similarity: a folder or a Hub id; empty: none")
+    votes: str = option("", "A/B votes of the web page (JSON lines); empty: data/chats/medical/votes.jsonl, if it is there")
 
 
 # --- beyond the projects -----------------------------------------------------------------------------------------
@@ -473,8 +486,29 @@ class FamilySettings:
                                          "eval_steps": 0, "dev_samples": 0, "keep_optimizer": False})
 
 
+@dataclass(frozen=True)
+class ServeSettings:
+    """43_serve: one model, several adapters, many who ask."""
+
+    task: str = option("service", "whose prompt, questions and run", choices=("intent", "triplets", "service", "medical"))
+    run: str = option("", "run whose adapters talk: a folder under data/runs, or a path; empty: TASK-reference")
+    checkpoint: int = option(-1, "step of the adapter that answers; -1: the last finished one", low=-1)
+    early: int = option(0, "step of a second adapter on the same base; 0: the first finished one", low=0)
+    base: str = _own_base()
+    medical_run: str = _run("medical-reference")
+    requests: int = option(16, "questions asked at once", low=2)
+    slots: int = option(8, "answers written at once; the others wait", low=1)
+    max_new_tokens: int = option(120, "tokens of an answer at most", low=8)
+    output_dir: str = _folder("serve")
+    device: str = _device()
+    dtype: str = _dtype("fp32")
+    seed: int = _seed()
+
+
 #: The parameters of each notebook.
 NOTEBOOKS = {"00_welcome": WelcomeSettings, "01_data": DataSettings, "02_train": TrainSettings, "03_eval": EvalSettings,
              "04_compare": CompareSettings, "11_triplets_data": TripletDataSettings, "12_triplets_train": TripletTrainSettings,
              "13_triplets_eval": TripletEvalSettings, "14_triplets_compare": TripletCompareSettings,
-             "41_glm_family": FamilySettings}
+             "21_service_data": ServiceDataSettings, "22_service_train": ServiceTrainSettings,
+             "23_service_eval": ServiceEvalSettings, "24_service_compare": ServiceCompareSettings,
+             "41_glm_family": FamilySettings, "43_serve": ServeSettings}

@@ -27,6 +27,8 @@ class Config:
     checkpoint: int = -1         # step of the run; -1 is the last one
     adapters: tuple[tuple[str, str], ...] = ()  # more adapters: (name, folder)
     quantization: str = ""       # nf4 or none; "" is what the run was trained with, none without a run
+    device: str = "auto"         # auto, cpu, cuda, cuda:N or mps
+    dtype: str = "auto"          # auto, bf16, fp16 or fp32
     host: str = "127.0.0.1"      # address to listen on; another than loopback needs GLMLAB_API_KEY
     port: int = 5000             # 0 takes a free one
     slots: int = 8               # answers written at once
@@ -152,7 +154,7 @@ def load(config: Config) -> Talk:
         raise ValueError(f"run {settings['run']} is none of task {config.task}: {error}") from error
     base = config.base or settings.get("base", task.base)
     quantization = config.quantization or ("nf4" if settings.get("method") == "qlora" else "none")
-    model, tokenizer = models.load_base(base, quantization)
+    model, tokenizer = models.load_base(base, quantization, config.dtype, config.device)
     name = Path(base).name
     if name in folders:
         raise ValueError(f"an adapter is called {name}, as the base; give it another name")
@@ -237,6 +239,20 @@ def extractor(talk: Talk) -> Callable | None:
     return lambda text: talk.persona.triples(talk.answer([{"role": "user", "content": text}]))
 
 
+def drawer(talk: Talk) -> Callable | None:
+    """triples -> the picture of their knowledge graph, a matplotlib figure; None for a task without triples."""
+    if talk.persona.triples is None:
+        return None
+    from glmlab import triplet_reports
+    one_at_a_time = threading.Lock()  # pyplot makes the figure, and has one state for all threads
+
+    def draw(triples: list):
+        with one_at_a_time:
+            return triplet_reports.graph_figure(triplet_reports.knowledge_graph(triples))
+
+    return draw
+
+
 # --- serving -----------------------------------------------------------------------------------------------------
 
 def build(config: Config, talk: Talk | None = None, **page_options):
@@ -248,7 +264,7 @@ def build(config: Config, talk: Talk | None = None, **page_options):
     from glmlab import api, page, page_words
     talk = talk or load(config)
     key = os.environ.get(KEY_VARIABLE, "")
-    page_options = {"classify": classifier(talk), "extract": extractor(talk)} | page_options
+    page_options = {"classify": classifier(talk), "extract": extractor(talk), "graph": drawer(talk)} | page_options
 
     @asynccontextmanager
     async def lifespan(app):

@@ -16,13 +16,14 @@ import numpy as np
 
 from glmlab import metrics
 
-#: What stands in `score`, row by row: how a figure calls it, and whether more of it is better (1), worse (-1) or neither (0).
+#: What stands in `score`, row by row (a perplexity: over all rows): how a figure calls it, and whether more of it is better (1), worse
+#: (-1) or neither (0).
 MEASURES = {
     "bleu_4": ("BLEU-4", 1), "rouge_1": ("ROUGE-1", 1), "rouge_2": ("ROUGE-2", 1), "rouge_l": ("ROUGE-L", 1),
     "similarity": ("TF-IDF similarity", 1), "similarity_hidden": ("hidden-state similarity", 1),
     "similarity_sentence": ("sentence similarity", 1), "length": ("length in characters", 0), "repetition": ("repetition", -1),
-    "overlap": ("overlap with the prompt", 0), "density": ("term density", 0), "stopped": ("stop rate", 1),
-    "first_token": ("seconds to the first token", -1), "seconds": ("seconds in all", -1),
+    "overlap": ("overlap with the prompt", 0), "density": ("term density", 0), "right": ("right answer", 1), "stopped": ("stop rate", 1),
+    "first_token": ("seconds to the first token", -1), "seconds": ("seconds in all", -1), "perplexity": ("held-out perplexity", -1),
 }
 
 

@@ -7,7 +7,8 @@ import pytest
 import torch
 
 from glmlab import comparison, evaluation, models, paths
-from glmlab.tasks import intent
+from glmlab.constrained import Copying
+from glmlab.tasks import intent, triplets
 from glmlab.tiny.tokenizer import train_tokenizer
 
 CALLS = [intent.Call(row, text, label) for row, text, label in [
@@ -169,6 +170,20 @@ def test_what_was_scored_is_scored_again_only_when_something_changed(home, monke
     comparison.scored(comparison.system("one", 4), CALLS, bench, home / "out", "test", **QUIET)
     comparison.scored(comparison.system("other", 6), CALLS, bench, home / "out", "test", **QUIET)
     assert scoring == ["system"] * 4 + ["template"]
+
+
+def test_answers_under_a_rule_are_remembered_beside_the_free_ones(home):
+    one, bench, lines = comparison.system("one", 2), comparison.Bench("cpu", "fp32"), []
+    rows = [triplets.Sentence(0, "李明在北京。", ()), triplets.Sentence(3, "王五是校长。", ())]
+
+    def ask(rule=None):
+        return comparison.answered(one, triplets.TASK, rows, bench, home / "out", "test", 600, 60, form="instruction", losses=False, log=lines.append,
+                                   rule=rule)
+
+    free, bound = ask(), ask(Copying)
+    assert all(triplets.parse(text) is not None for text in bound["texts"]) and free["texts"] != bound["texts"]
+    assert [line for line in lines if " on 2 " in line] == ["one 2 instruction on 2 test sentences", "one 2 instruction Copying on 2 test sentences"]
+    assert (ask(), ask(Copying)) == (free, bound) and sum("taken from" in line for line in lines) == 2
 
 
 def test_another_file_at_the_same_place_is_another_system(home):

@@ -30,8 +30,14 @@ SMOKE = {
                           "warmup_steps": 1, "batch_size": 4},
     "13_triplets_eval": {"samples": 12},
     "14_triplets_compare": {"dev_samples": 10, "samples": 10, "bootstrap": 200},
+    "21_service_data": {},
+    "22_service_train": {"run": "smoke-service", "train_samples": 60, "dev_samples": 12, "steps": 4, "checkpoint_steps": 2, "eval_steps": 2,
+                         "warmup_steps": 1, "batch_size": 4},
+    "23_service_eval": {"samples": 20},
+    "24_service_compare": {"dev_samples": 10, "samples": 12, "bootstrap": 200},
     "41_glm_family": {"run": "smoke-family", "train_samples": 40, "samples": 12, "steps": 4, "checkpoint_steps": 2, "warmup_steps": 1,
                       "batch_size": 2, "bootstrap": 100},
+    "43_serve": {"requests": 4, "slots": 2, "max_new_tokens": 12},
 }
 
 

@@ -1,11 +1,13 @@
-"""IntentClassifier: what goes in, what comes out, how much memory it may take."""
+"""IntentClassifier and TripletExtractor: what goes in, what comes out, how much memory it may take; extraction from the command line."""
 
 import json
 
 import pytest
 
-from glmlab import chat, evaluation, models, predict, scoring
-from glmlab.tasks import intent
+from glmlab import __main__ as command_line
+from glmlab import chat, comparison, evaluation, generation, models, predict, scoring
+from glmlab.tasks import intent, sentences, triplets
+from glmlab.tasks.triplets import Relation, Triple
 from glmlab.tiny.tokenizer import train_tokenizer
 
 TEXTS = ["您好请讲[SEP]我想查一下话费", "帮我把套餐取消吧我不用了", "怎么多扣了二十块钱", "流量包帮我开通一下", "请讲[SEP]我投诉你们"]
@@ -96,3 +98,114 @@ def test_the_form_is_the_one_of_the_training(intent_tokenizer, make_model, monke
     found.max_length = 4000
     found.classify(TEXTS[:1])
     assert seen == [chat.prompt_ids(intent_tokenizer, intent.messages(TEXTS[0], form="template"))]
+
+
+# --- triples -----------------------------------------------------------------------------------------------------
+
+SENTENCES = ["李明（工号7）在北京上班。", "公司总部在深圳，老板是王五。", "赵六毕业于清水大学，现任副校长（主管教学）。"]
+
+
+@pytest.fixture
+def load(tokenizer, make_model, monkeypatch):
+    """`load(**options)`: an extractor on a random tiny GLM-4; `load.asked` holds what was asked of models."""
+    model, load_asked = make_model(), []
+    monkeypatch.setattr(models, "load_base", lambda *args: load_asked.append(args) or (model, tokenizer))
+    monkeypatch.setattr(models, "load_finetuned", lambda *args: load_asked.append(args) or (model, tokenizer))
+
+    def make(adapter=None, **options):
+        return predict.TripletExtractor("chatglm-tiny", adapter, "none", max_new_tokens=40, **options)
+
+    make.asked = load_asked
+    return make
+
+
+def writes(monkeypatch, *texts):
+    """Let the model write these answers; returns what it was asked."""
+    asked = []
+
+    def generate_facts(model, tokenizer, prompts, max_new_tokens, batch_size, progress, shorter=None, allowed=None):
+        asked.append((list(prompts), allowed))
+        progress(len(prompts))
+        return [generation.Answer(texts[(place + sum(len(p) for p, _ in asked[:-1])) % len(texts)], True, 3, 0.1, 0.2) for place in range(len(prompts))]
+
+    monkeypatch.setattr(generation, "generate_facts", generate_facts)
+    return asked
+
+
+def test_triples_are_spelt_as_the_text_has_them(load, monkeypatch, tokenizer):
+    asked = writes(monkeypatch, "(李明(工号7), 工作于, 北京)", "无", "我不知道")
+    extractor = load()
+    found = extractor.extract_batch(SENTENCES)
+    assert [one.triples for one in found] == [[Triple("李明（工号7）", "工作于", "北京")], [], []]
+    assert [one.unparsable for one in found] == [False, False, True] and found[2].answer == "我不知道" and {one.cut for one in found} == {0}
+    assert asked == [([chat.prompt_ids(tokenizer, triplets.messages(text)) for text in SENTENCES], None)]
+    assert extractor.extract(SENTENCES[0]).triples == found[0].triples and extractor.extract_batch([]) == []
+    assert load.asked == [("chatglm-tiny", "none", None, None)]
+
+
+def test_the_form_and_the_relations_are_those_of_the_training(load, monkeypatch, tokenizer, tmp_path):
+    asked = writes(monkeypatch, "(李明, 朋友, 王五)")
+    (tmp_path / models.CHECKPOINT_FILE).write_text(json.dumps({"step": 5, "form": "relations"}), encoding="utf-8")
+    relations = {"朋友": Relation("两人相识", "人", "人")}
+    extractor = load(tmp_path, relations=relations)
+    assert extractor.extract(SENTENCES[0]).triples == [Triple("李明", "朋友", "王五")]
+    assert asked[0][0] == [chat.prompt_ids(tokenizer, triplets.messages(SENTENCES[0], None, "relations", relations))]
+    assert load.asked == [("chatglm-tiny", tmp_path, "none", None, None)] and load().form == "instruction"
+
+
+def test_constrained_extraction_finds_only_what_stands_in_the_text(load):
+    for text, found in zip(SENTENCES, load(constrained=True).extract_batch(SENTENCES, batch_size=2)):
+        assert not found.unparsable and all(triple.head in text and triple.tail in text for triple in found.triples)
+    relations = {"朋友": Relation("", "人", "人")}
+    found = load(constrained=True, relations=relations).extract_batch(SENTENCES)
+    assert {triple.relation for one in found for triple in one.triples} <= {"朋友"} and any(one.triples for one in found)
+
+
+def test_thousands_of_texts_are_taken_in_chunks(load, monkeypatch, capsys):
+    asked = writes(monkeypatch, "(李明, 工作于, 北京)", "无")
+    monkeypatch.setattr(predict, "CHUNK", 2)
+    found = load().extract_batch(["李明在北京。", "王五。", "李明在北京。"], progress=True)
+    assert [len(prompts) for prompts, _ in asked] == [2, 1] and [len(one.triples) for one in found] == [1, 0, 1]
+    assert "3/3" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize("bad", ["", "  \n", None, 7])
+def test_an_empty_sentence_is_named(load, bad):
+    with pytest.raises(ValueError, match="text 1 is empty"):
+        load().extract_batch(["您好", bad])
+
+
+def test_texts_of_a_file(tmp_path):
+    path = tmp_path / "texts"
+    path.write_text("一句。\n\n  两句。\n", encoding="utf-8")
+    assert predict.read_texts(path) == (["一句。", "两句。"], [])
+    path.write_text('{"input": "一句。"}\n{"input": 7}\n{"text": "两句。", "spo_list": []}\n', encoding="utf-8")
+    texts, problems = predict.read_texts(path)
+    assert texts == ["一句。", "两句。"] and [problem.row for problem in problems] == [1]
+    with pytest.raises(FileNotFoundError, match="one text a line"):
+        predict.read_texts(tmp_path / "nowhere")
+
+
+def test_extract_on_the_command_line(load, monkeypatch, capsys, tmp_path):
+    wanted = comparison.System("mine 5", "mine", 5, tmp_path, "chatglm-tiny", "none", "instruction", ("a note",))
+    monkeypatch.setattr(comparison, "system", lambda *asked: asked == ("mine", 5, "") and wanted)
+    asked = writes(monkeypatch, "(李明, 工作于, 北京)", "我不知道")
+    (tmp_path / "texts.jsonl").write_text('{"input": "李明在北京。"}\n{"input": ""}\n{"input": "王五。"}\n', encoding="utf-8")
+    assert command_line.main(["extract", str(tmp_path / "texts.jsonl"), "--run", "mine", "--checkpoint", "5"]) == 0
+    said = capsys.readouterr()
+    assert [json.loads(line) for line in said.out.splitlines()] == [
+        {"text": "李明在北京。", "triples": [["李明", "工作于", "北京"]]}, {"text": "王五。", "triples": [], "unparsable": "我不知道"}]
+    assert "NOTE: a note" in said.err and "row 1: empty text" in said.err
+    assert command_line.main(["extract", "--text", "李明在北京。", "--run", "mine", "--checkpoint", "5", "--constrained"]) == 0
+    assert json.loads(capsys.readouterr().out)["text"] == "李明在北京。" and asked[-1][1] is not None
+    with pytest.raises(SystemExit):
+        command_line.main(["extract", "--run", "mine"])
+
+
+def test_sentences_on_the_command_line(tmp_path, capsys):
+    assert command_line.main(["sentences", str(tmp_path), "--train", "5", "--seed", "3"]) == 0
+    assert capsys.readouterr().out.count("written: ") == 3
+    found, problems = triplets.read(tmp_path / "train_triplet.jsonl")
+    made = sentences.sentences(sentences.make("train", 5, 3))
+    assert [(row.text, row.triples) for row in found] == [(row.text, row.triples) for row in made] and not problems
+    assert len(triplets.read(tmp_path / "test_triplet.jsonl")[0]) == sentences.SIZES["test"]

@@ -9,7 +9,7 @@ import openai
 import pytest
 from talking import FakeEngine, fake_talk, serving, until
 
-from glmlab import api, chat, generation, models, paths, server
+from glmlab import api, chat, generation, models, page, paths, server
 from glmlab.persona import PERSONAS, Persona, persona
 from glmlab.worker import Busy
 
@@ -405,3 +405,23 @@ def test_every_task_has_a_persona(tokenizer):
     with pytest.raises(ValueError, match="form 'rounds': choose system or template"):
         persona("intent", "rounds").messages(ASK)
     assert persona("triplets").triples("(张三, 毕业于, 清华大学)") == [("张三", "毕业于", "清华大学")]
+
+
+def test_the_triplet_page_draws_the_graph(tokenizer, engine, talk, monkeypatch):
+    triples = [("张三", "毕业于", "清华大学"), ("李四", "毕业于", "清华大学")]
+    assert server.drawer(talk) is None
+    extracting = fake_talk(tokenizer, engine, persona("triplets"))
+    passed = {}
+    real_build = page.build
+    monkeypatch.setattr(page, "build", lambda talk, **options: passed.update(options) or real_build(talk, **options))
+    server.build(extracting.config, extracting)
+    texts = {text.get_text() for text in passed["graph"](triples).axes[0].texts}
+    assert texts == {"张三", "李四", "清华大学", "毕业于"} and passed["extract"] is not None
+    extracting.worker.close()
+
+
+def test_device_and_dtype_reach_the_model():
+    import torch
+    talk = server.load(server.Config("intent", "glm4-tiny", run="none", device="cpu", dtype="bf16"))
+    assert talk.model.dtype == torch.bfloat16 and talk.model.device.type == "cpu"
+    talk.worker.close()
