@@ -23,8 +23,14 @@ COURSES = {
     "service": [
         ("21_service_data", {}),
         ("22_service_train", {"run": "service-workshop", "steps": 240, "checkpoint_steps": 120, "eval_steps": 120}),
-        ("23_service_eval", {"run": "service-workshop", "samples": 100}),
+        ("23_service_eval", {"samples": 100}),  # of the reference: what short training leaves would show little
         ("24_service_compare", {"run": "service-workshop", "beside": "service-reference:-1", "samples": 60, "dev_samples": 30}),
+    ],
+    "medical": [
+        ("31_medical_data", {}),
+        ("32_medical_train", {"run": "medical-workshop"}),
+        ("33_medical_eval", {"run": "medical-workshop", "samples": 40}),
+        ("34_medical_compare", {"run": "medical-workshop", "beside": "medical-reference:260", "samples": 30}),
     ],
 }
 

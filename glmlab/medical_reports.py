@@ -75,13 +75,14 @@ def losses(wanted: comparison.System, rows: list[Question], bench: comparison.Be
 # --- one system, two systems -------------------------------------------------------------------------------------
 
 def score(rows: list[Question], answers: list[str], found: dict | None = None, **options) -> dict:
-    """`text_scores.score` of answers to questions, term density among its measures.
+    """`text_scores.score` of answers to questions on normalised texts (`text_reports.NORMALISED`), term density among its measures.
 
     found: facts of a model's answers, as `comparison.answered` gives them: their times and stops go into the measures; with losses
     `means` has a perplexity and the result `loss_sums` and `loss_tokens`. options: of `text_scores.score`.
     """
     facts = {name: found[name] for name in ("stopped", "first_token", "seconds")} if found else {}
-    result = text_scores.score([row.answer for row in rows], answers, [row.text for row in rows], density=medical.term_density, **facts, **options)
+    texts = [row.answer for row in rows], answers, [row.text for row in rows]
+    result = text_scores.score(*(list(map(text_reports.normalise, column)) for column in texts), density=medical.term_density, **facts, **options)
     if found and found.get("loss_tokens"):
         drawn = {name: options[name] for name in ("seed", "resamples") if name in options}
         result |= {name: found[name] for name in ("loss_sums", "loss_tokens")}

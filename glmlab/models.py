@@ -198,13 +198,60 @@ def load_finetuned(base, adapter, quantization: str = "nf4", dtype=None, device=
     return model.eval(), tokenizer
 
 
-def merge(base, adapter, out, dtype=None) -> Path:
-    """Merge an adapter into its base (never into 4-bit weights) and write a plain transformers folder."""
-    model, tokenizer = load_finetuned(base, adapter, quantization="none", dtype=dtype, device="cpu")
-    merged = model.merge_and_unload()
-    merged.save_pretrained(out)
-    tokenizer.save_pretrained(out)
+def merge(base, adapter, out, dtype=None, log=print) -> Path:
+    """Merge an adapter into its base (never into 4-bit weights) and write a plain transformers folder: weights, tokenizer, chat
+    template, model card.
+
+    dtype: None takes bf16. The folder is loaded again and its logits compared with those of base and adapter. Errors: as
+    `load_finetuned`; RuntimeError if the logits are not those; ValueError if out is the base or the adapter.
+    """
+    import torch
+
+    from glmlab import chat
+    if Path(out).resolve() in (Path(base_source(base)).resolve(), Path(adapter).resolve()):
+        raise ValueError(f"{paths.shown(Path(out))} is the source itself; choose another folder")
+    model, tokenizer = load_finetuned(base, adapter, quantization="none", dtype=dtype or "bf16", device="cpu")
+    ids = torch.tensor([chat.prompt_ids(tokenizer, [{"role": "user", "content": "您好，请问怎么办理？"}])])
+    with torch.inference_mode():
+        wanted = model(input_ids=ids).logits.float()
+        model.merge_and_unload().save_pretrained(out)
+        for file in Path(out).glob("*.safetensors"):
+            file.chmod(0o644)  # safetensors lets only the owner read
+        _save_tokenizer(tokenizer, out)
+        again, _ = load_base(out, "none", model.dtype, "cpu")
+        off = (again(input_ids=ids).logits.float() - wanted).square().mean().sqrt().item()
+    spread = wanted.std().item()
+    if not off < 0.1 * spread:
+        raise RuntimeError(f"the merged model in {paths.shown(Path(out))} does not compute what base and adapter compute: its logits are off by "
+                           f"{off:.3g} (root mean square; their spread is {spread:.3g})")
+    paths.write_text(Path(out) / "README.md", _merged_card(base, Path(adapter), off, spread, str(model.dtype).removeprefix("torch.")))
+    log(f"the merged model's logits differ from those of base and adapter by {off:.2g} (root mean square; their spread is {spread:.2g})")
     return Path(out)
+
+
+def _save_tokenizer(tokenizer, out) -> None:
+    """The tokenizer with the chat template of its generation, for tools that know only templates."""
+    from glmlab import chat
+    tokenizer.chat_template = chat.format_of(tokenizer).template
+    tokenizer.split_special_tokens = False  # a rendered template is one string: its markers must be found in it
+    tokenizer.save_pretrained(out)
+
+
+def _merged_card(base, adapter: Path, off: float, spread: float, dtype: str) -> str:
+    """The model card of a merged folder: what was merged, on what it was trained, what was checked."""
+    name = CATALOGUE[base].source if base in CATALOGUE else Path(base).name
+    licence = CATALOGUE[base].licence if base in CATALOGUE else "that of the base"
+    lines = [f"# {name} with {adapter.parent.name} {adapter.name.removeprefix('checkpoint-')}", "",
+             f"The base `{name}` with a LoRA adapter merged into its {dtype} weights by `python -m glmlab merge`. Licence of the weights: {licence}.", "",
+             f"- Loaded again, its logits differ from those of base and adapter by {off:.2g} (root mean square; their spread is {spread:.2g}).",
+             "- The chat template is the prompt of the training. What the model was measured to do stands in the reports of its run."]
+    run = adapter.parent / "run.json"
+    if run.is_file():
+        record = json.loads(run.read_text(encoding="utf-8"))
+        data = record.get("data", {}).get("train", {})
+        lines.append(f"- Trained on {data.get('rows', 'unknown')} rows of `{Path(str(data.get('file', 'unknown'))).name}`; settings: "
+                     f"rank {record['settings']['rank']}, {record['settings']['steps']} steps, learning rate {record['settings']['learning_rate']:g}.")
+    return "\n".join(lines) + "\n"
 
 
 def convert(name_or_folder, out, dtype=None, chat_format: str | None = None) -> Path:
@@ -216,7 +263,6 @@ def convert(name_or_folder, out, dtype=None, chat_format: str | None = None) -> 
     import torch
     from transformers.utils import logging
 
-    from glmlab import chat
     from glmlab.chatglm import glm, vocab
     source, hub = base_source(name_or_folder), _revision(name_or_folder)
     raw = _loading(source, lambda: glm.read_config(source, **hub))
@@ -230,9 +276,7 @@ def convert(name_or_folder, out, dtype=None, chat_format: str | None = None) -> 
     tokenizer = load_tokenizer(name_or_folder, chat_format)
     if tokenizer is not None:
         vocab.check_ids(tokenizer, model.config)
-        tokenizer.chat_template = chat.format_of(tokenizer).template
-        tokenizer.split_special_tokens = False  # a rendered template is one string: its markers must be found in it
-        tokenizer.save_pretrained(out)
+        _save_tokenizer(tokenizer, out)
     model.save_pretrained(out, save_original_format=False)
     return Path(out)
 

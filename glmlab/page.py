@@ -298,7 +298,7 @@ class _Page:
     def _triplet_tab(self, extract: Callable, graph: Callable | None, language) -> None:
         box = self._named(gr.Textbox, "label", "sentence", lines=4, elem_id="sentence")
         button = self._named(gr.Button, "value", "extract", variant="primary", elem_id="extract")
-        table = self._named(gr.Dataframe, "label", "triples", type="array", interactive=False, elem_id="triples")
+        table = self._named(gr.Dataframe, "label", "triples", headers=["主体", "关系", "客体"], type="array", interactive=False, elem_id="triples")
         picture = self._named(gr.Plot, "label", "graph", visible=bool(graph), elem_id="graph")
 
         def triples(text: str, language: str) -> tuple:

@@ -249,6 +249,46 @@ class CompareSettings:
     seed: int = _seed()
 
 
+@dataclass(frozen=True)
+class SystemPromptSettings:
+    """05_system_prompt: where the prompt stands, how often it is computed, how long it is and what it says."""
+
+    base: str = _base("glm4-tiny")
+    run: str = option("prompts", "the runs are data/runs/RUN-NAME, one a way or prompt", filled=True)
+    train_file: str = _file("intent", "train")
+    dev_file: str = _file("intent", "dev")
+    test_file: str = _file("intent", "test")
+    train_samples: int = _samples("calls to train on", 800)
+    dev_samples: int = _samples("dev calls that compare wordings", 100)
+    samples: int = _samples("test calls for the comparison", 200)
+    speed_samples: int = option(16, "test calls that are answered with and without the shared prompt, in section 4", low=2)
+    cost_steps: int = option(6, "training steps measured for each way", low=2)
+    steps: int = option(100, "optimizer steps of every run, except where time is what is equal", low=2)
+    seconds: int = option(30, "training seconds of each way where time is what is equal", low=1)
+    candidates: int = option(5, "labels of the first stage that a prompt names", low=2, high=34)
+    balance: float = option(1.0, "repeat the rows of rare labels: 0 leaves the shares as they are, 1 makes all labels equally frequent",
+                            low=0, high=1)
+    method: str = option("lora", "qlora: base in 4 bit (nf4, double quantisation); lora: base in 16 or 32 bit", choices=("qlora", "lora"))
+    layers: int = option(1, "adapters in so many layers, counted from the last; 0: in all", low=0)
+    learning_rate: float = option(6e-3, "highest learning rate", above=0)
+    batch_size: int = option(4, "rows of an optimizer step", low=1)
+    max_length: int = _max_length(1536)
+    bootstrap: int = _bootstrap()
+    output_dir: str = _folder("intent/system_prompt")
+    recompute: bool = option(False, "measure again what is already in output_dir")
+    device: str = _device()
+    dtype: str = _dtype("fp32")
+    seed: int = _seed()
+
+    def training(self, name: str, steps: int = 0, form: str = "system", share_prefix: bool = True) -> TrainSettings:
+        """The settings of one run; steps 0: as many as every run has. There is no evaluation on dev."""
+        steps = steps or self.steps
+        shared = {item.name: getattr(self, item.name) for item in fields(TrainSettings) if hasattr(self, item.name)}
+        return TrainSettings(**shared | {"run": f"{self.run}-{name}", "steps": steps, "checkpoint_steps": steps, "eval_steps": 0, "form": form,
+                                         "dropout": 0.0, "warmup_steps": min(20, steps // 5), "share_prefix": share_prefix,
+                                         "dev_samples": 0, "keep_optimizer": False})
+
+
 # --- project 2: triplets -----------------------------------------------------------------------------------------
 
 @dataclass(frozen=True)
@@ -507,8 +547,11 @@ class ServeSettings:
 
 #: The parameters of each notebook.
 NOTEBOOKS = {"00_welcome": WelcomeSettings, "01_data": DataSettings, "02_train": TrainSettings, "03_eval": EvalSettings,
-             "04_compare": CompareSettings, "11_triplets_data": TripletDataSettings, "12_triplets_train": TripletTrainSettings,
+             "04_compare": CompareSettings, "05_system_prompt": SystemPromptSettings,
+             "11_triplets_data": TripletDataSettings, "12_triplets_train": TripletTrainSettings,
              "13_triplets_eval": TripletEvalSettings, "14_triplets_compare": TripletCompareSettings,
              "21_service_data": ServiceDataSettings, "22_service_train": ServiceTrainSettings,
              "23_service_eval": ServiceEvalSettings, "24_service_compare": ServiceCompareSettings,
+             "31_medical_data": MedicalDataSettings, "32_medical_train": MedicalTrainSettings,
+             "33_medical_eval": MedicalEvalSettings, "34_medical_compare": MedicalCompareSettings,
              "41_glm_family": FamilySettings, "43_serve": ServeSettings}

@@ -51,6 +51,10 @@ def test_messages_of_both_forms():
     assert intent.messages(CALL, 1, "template") == [{"role": "user", "content": f"{intent.SYSTEM_PROMPT}\n对话：{CALL}"}, said]
     assert intent.TEMPLATE.count("{conversation}") == 1
     assert "{0}%s{x}" in intent.messages("{0}%s{x}", form="template")[0]["content"]
+    assert intent.messages(CALL, form="system", prompt="短") == [{"role": "system", "content": "短"}, user]
+    assert intent.messages(CALL, form="template", prompt="短") == [{"role": "user", "content": f"短\n对话：{CALL}"}]
+    for form in ("system", "template"):
+        assert intent.messages(CALL, form=form, prompt="") == [user]
     with pytest.raises(ValueError, match="form 'old': choose system or template"):
         intent.messages(CALL, form="old")
 

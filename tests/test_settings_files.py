@@ -14,7 +14,7 @@ each = pytest.mark.parametrize("path", FILES, ids=lambda path: path.stem)
 
 
 def test_the_published_configurations_are_there():
-    assert {"document-000", "document-001", "document-002", "document-004", "reference", "workshop"} <= {path.stem for path in FILES}
+    assert {"document-000", "document-001", "document-002", "document-003", "document-004", "reference", "workshop"} <= {path.stem for path in FILES}
 
 
 @each
@@ -32,6 +32,9 @@ def test_the_documents_configurations_say_what_the_documents_say():
                                "learning_rate": 2e-4, "warmup_steps": 100, "batch_size": 4, "accumulation": 4, "steps": 170, "dtype": "fp16"},
               "document-000": {"rank": 64, "alpha": 128, "learning_rate": 2e-4, "batch_size": 4, "steps": 5000},
               "document-002": {"method": "lora", "rank": 8, "alpha": 32, "learning_rate": 5e-4, "batch_size": 4, "steps": 75, "max_length": 512},
+              "document-003": {"method": "qlora", "rank": 16, "alpha": 32, "dropout": 0.1, "target_modules": "all-linear", "layers": 0,
+                               "learning_rate": 1e-4, "batch_size": 1, "accumulation": 16, "steps": 99, "warmup_steps": 3, "max_length": 1024,
+                               "gradient_checkpointing": True, "form": "rounds", "dtype": "fp16"},
               "document-004": {"rank": 16, "alpha": 64, "dropout": 0.1, "target_modules": "q_proj,k_proj,v_proj,o_proj",
                                "learning_rate": 2e-4, "batch_size": 4, "max_length": 1024, "steps": 5000, "checkpoint_steps": 500}}
     for name, wanted in stated.items():

@@ -45,15 +45,15 @@ def answer(label: int) -> str:
 ANSWERS = [answer(label.id) for label in LABELS]
 
 
-def messages(text: str, label: int | None = None, form: str = "system") -> list[dict]:
+def messages(text: str, label: int | None = None, form: str = "system", prompt: str = SYSTEM_PROMPT) -> list[dict]:
     """The conversation of a call, with its answer when a label is given.
 
-    form: "system" (system prompt, then `对话：` and the call) or "template" (both in one user turn).
+    form: "system" (system prompt, then `对话：` and the call) or "template" (both in one user turn). prompt: another one; empty: none.
     """
     if form == "system":
-        found = [{"role": "system", "content": SYSTEM_PROMPT}, {"role": "user", "content": f"对话：{text}"}]
+        found = [{"role": "system", "content": prompt}] * bool(prompt) + [{"role": "user", "content": f"对话：{text}"}]
     elif form == "template":
-        found = [{"role": "user", "content": TEMPLATE.replace("{conversation}", text)}]
+        found = [{"role": "user", "content": (f"{prompt}\n" if prompt else "") + f"对话：{text}"}]
     else:
         raise ValueError(f"form {form!r}: choose system or template")
     return found if label is None else [*found, {"role": "assistant", "content": answer(label)}]
