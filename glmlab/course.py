@@ -22,8 +22,8 @@ COURSES = {
     ],
     "service": [
         ("21_service_data", {}),
-        ("22_service_train", {"run": "service-workshop", "steps": 240, "checkpoint_steps": 120, "eval_steps": 120}),
-        ("23_service_eval", {"samples": 100}),  # of the reference: what short training leaves would show little
+        ("22_service_train", {"run": "service-workshop"}),
+        ("23_service_eval", {"run": "service-workshop", "samples": 100}),
         ("24_service_compare", {"run": "service-workshop", "beside": "service-reference:-1", "samples": 60, "dev_samples": 30}),
     ],
     "medical": [

@@ -265,6 +265,7 @@ class SystemPromptSettings:
     cost_steps: int = option(6, "training steps measured for each way", low=2)
     steps: int = option(100, "optimizer steps of every run, except where time is what is equal", low=2)
     seconds: int = option(30, "training seconds of each way where time is what is equal", low=1)
+    counted_samples: int = _samples("calls that TF-IDF learns from")
     candidates: int = option(5, "labels of the first stage that a prompt names", low=2, high=34)
     balance: float = option(1.0, "repeat the rows of rare labels: 0 leaves the shares as they are, 1 makes all labels equally frequent",
                             low=0, high=1)
@@ -381,8 +382,14 @@ class ServiceTrainSettings(Training):
     method: str = option("lora", "qlora: base in 4 bit (nf4, double quantisation); lora: base in 16 or 32 bit", choices=("qlora", "lora"))
     target_modules: str = option(CHATGLM_LAYERS, "linear layers that get an adapter, or all-linear", pattern=r"all-linear|[\w.]+(,[\w.]+)*")
     layers: int = option(0, "adapters in so many layers, counted from the last; 0: in all", low=0)
-    learning_rate: float = option(2e-3, "highest learning rate", above=0)
-    batch_size: int = option(8, "rows of an optimizer step, times accumulation; in one pass where packs are off", low=1)
+    rank: int = option(32, "rank r of the adapter matrices", low=1)
+    alpha: int = option(64, "scale: the adapter's output is multiplied by alpha / rank", low=1)
+    dropout: float = option(0.0, "share of the adapter's inputs zeroed in training", low=0, below=1)
+    learning_rate: float = option(4e-3, "highest learning rate", above=0)
+    batch_size: int = option(4, "rows of an optimizer step, times accumulation; in one pass where packs are off", low=1)
+    steps: int = option(480, "optimizer steps", low=1)
+    checkpoint_steps: int = option(160, "a checkpoint every so many steps", low=1)
+    eval_steps: int = option(160, "an evaluation every so many steps; 0: none", low=0)
     max_length: int = _max_length(512)
 
 

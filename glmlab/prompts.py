@@ -91,16 +91,16 @@ def choose_among(scores, candidates: list[list[int]]) -> list[int]:
 def crossed(train: list, wanted: list) -> np.ndarray:
     """TF-IDF probabilities of training calls, float (wanted, 34), none from a model that saw the call: each half is judged by the other.
 
-    wanted: calls of train. A model's guesses about calls that it has learned are better than those it will make in use.
+    wanted: calls of the same file, also such as are not in train. A model's guesses about calls that it has learned are better than those it will make in use.
     """
     from glmlab import baselines
-    halves = [train[::2], train[1::2]]
-    own = [{call.row for call in half} for half in halves]
+    halves = train[::2], train[1::2]
+    first = {call.row for call in halves[0]}
     found = np.zeros((len(wanted), len(LABELS)))
-    for half in (0, 1):
-        places = [place for place, call in enumerate(wanted) if call.row in own[half]]
+    for judge in (0, 1):
+        places = [place for place, call in enumerate(wanted) if (call.row in first) == bool(judge)]
         if places:
-            found[places] = baselines.label_probabilities(halves[1 - half], [wanted[place] for place in places])
+            found[places] = baselines.label_probabilities(halves[judge], [wanted[place] for place in places])
     return found
 
 

@@ -35,6 +35,8 @@ def test_perplexity_is_a_ratio_of_sums():
     found = medical_reports.perplexity([6.0, 3.0, 3.0], [3, 2, 1], resamples=500)
     assert found["mean"] == pytest.approx(math.exp(12 / 6))
     assert math.exp(3 / 2) <= found["interval"][0] < found["mean"] < found["interval"][1] <= math.exp(3)
+    short = medical_reports.perplexity([0.0] * 9 + [5.0], [100] * 9 + [1], resamples=500)
+    assert short["interval"][1] < 1.1  # the one short answer weighs one token of 901, not one row of ten
     one = medical_reports.perplexity([4.0, 4.0], [2, 2], resamples=100)
     assert one["interval"] == pytest.approx([math.exp(2)] * 2)  # rows that agree leave nothing to chance
 
@@ -127,7 +129,7 @@ def test_the_documents_files_hold_prompt_answers_and_measures(results, tmp_path)
 def test_the_page_escapes_and_warns(results, tmp_path):
     page = medical_reports.write_page(tmp_path / "page.html", "base & tuned", ROWS, {"base": BASE, "tuned": TUNED}, results)
     text = page.read_text(encoding="utf-8")
-    assert "<script" not in text and "&lt;script&gt;" in text and "base &amp; tuned" in text and "http" not in text
+    assert "<script" not in text and "&lt;script&gt;" in text and text.count("base &amp; tuned") == 2 and "http" not in text
     assert all(line in text for line in medical.DISCLAIMER.values())
     assert text.count(medical.emergency(ROWS[0].text)) == 2 and text.count("ROUGE-L") == 6
 
@@ -170,3 +172,5 @@ def test_losses_are_those_of_the_model_and_are_remembered(tmp_path):
     assert medical_reports.losses(wanted, rows[:2], bench, tmp_path, "dev", 1024, log=said.append) == found and "taken from" in said[-1]
     rounds = medical_reports.losses(wanted, rows[:2], bench, tmp_path, "dev", 1024, "rounds", log=said.append)
     assert rounds["loss_tokens"] == tokens and rounds["loss_sums"] != sums
+    medical_reports.losses(wanted, rows[:2], bench, tmp_path, "dev", 1024, log=said.append)
+    assert "taken from" in said[-1]  # the other form did not overwrite it

@@ -26,7 +26,7 @@ SMOKE = {
     "03_eval": {"samples": 60},
     "04_compare": {"checkpoints": "500,5000", "dev_samples": 40, "samples": 80, "bootstrap": 200},
     "05_system_prompt": {"run": "smoke-prompts", "train_samples": 40, "dev_samples": 8, "samples": 10, "speed_samples": 2, "cost_steps": 2,
-                         "steps": 2, "seconds": 1, "bootstrap": 100, "batch_size": 2},
+                         "steps": 2, "seconds": 1, "counted_samples": 150, "bootstrap": 100, "batch_size": 2},
     "11_triplets_data": {},
     "12_triplets_train": {"run": "smoke-triplets", "train_samples": 60, "dev_samples": 12, "steps": 4, "checkpoint_steps": 2, "eval_steps": 2,
                           "warmup_steps": 1, "batch_size": 4},
