@@ -81,8 +81,9 @@ def score(rows: list[Question], answers: list[str], found: dict | None = None, *
     `means` has a perplexity and the result `loss_sums` and `loss_tokens`. options: of `text_scores.score`.
     """
     facts = {name: found[name] for name in ("stopped", "first_token", "seconds")} if found else {}
-    texts = [row.answer for row in rows], answers, [row.text for row in rows]
-    result = text_scores.score(*(list(map(text_reports.normalise, column)) for column in texts), density=medical.term_density, **facts, **options)
+    columns = [row.answer for row in rows], answers, [row.text for row in rows]
+    texts = [list(map(text_reports.normalise, column)) for column in columns]
+    result = text_scores.score(*texts, density=medical.term_density, **facts, **options)
     if found and found.get("loss_tokens"):
         drawn = {name: options[name] for name in ("seed", "resamples") if name in options}
         result |= {name: found[name] for name in ("loss_sums", "loss_tokens")}
@@ -161,22 +162,26 @@ def write_document_files(folder, rows: list[Question], answers: dict[str, list[s
     readings = [test["reading"] for name, test in tests.items() if name in DOCUMENTED or name == "perplexity"]
     log = "\n".join([*head, "", *(_log_entry(entry, before, after) for entry in entries), "=== all rows", *readings]) + "\n"
     content = {"disclaimer": medical.DISCLAIMER, "about": about or {}, "systems": [before, after], "tests": tests, "rows": entries}
-    return [paths.write_text(Path(folder) / "chatglm_comparison.log", log), paths.write_json(Path(folder) / "chatglm_comparison.json", content)]
+    folder = Path(folder)
+    return [paths.write_text(folder / "chatglm_comparison.log", log), paths.write_json(folder / "chatglm_comparison.json", content)]
 
 
 def _entry(place: int, row: Question, answers: dict[str, list[str]], results: dict[str, dict]) -> dict:
-    systems = {name: {"answer": texts[place]} | {key: results[name]["per_row"][key][place] for key in DOCUMENTED if key in results[name]["per_row"]}
-               for name, texts in answers.items()}
+    systems = {}
+    for name, texts in answers.items():
+        measures = results[name]["per_row"]
+        systems[name] = {"answer": texts[place]} | {key: measures[key][place] for key in DOCUMENTED if key in measures}
     before, after = systems.values()
     change = {key: after[key] - before[key] for key in DOCUMENTED if key in before and key in after}
     change["length_share"] = change["length"] / before["length"] if before["length"] else None
-    return {"index": row.row, "department": row.department, "prompt": row.text, "reference": row.answer, "emergency": medical.emergency(row.text),
-            "systems": systems, "change": change}
+    return {"index": row.row, "department": row.department, "prompt": row.text, "reference": row.answer,
+            "emergency": medical.emergency(row.text), "systems": systems, "change": change}
 
 
 def _log_entry(entry: dict, before: str, after: str) -> str:
     """One question for a reader."""
-    parts = [f"=== row {entry['index']}, {entry['department'] or 'no department'}", f"prompt: {entry['prompt']}", f"reference: {entry['reference']}"]
+    parts = [f"=== row {entry['index']}, {entry['department'] or 'no department'}", f"prompt: {entry['prompt']}",
+             f"reference: {entry['reference']}"]
     for name, found in entry["systems"].items():
         shown = medical.with_safety(entry["prompt"], found["answer"].strip() or "(empty)")
         parts += [f"--- {name}", shown, "; ".join(text.format(found[key]) for key, text in DOCUMENTED.items() if key in found)]
@@ -190,7 +195,9 @@ def _log_entry(entry: dict, before: str, after: str) -> str:
 # --- votes of the A/B page ---------------------------------------------------------------------------------------
 
 def read_votes(path) -> tuple[list[dict], list[Problem]]:
-    """The preferences that the web page wrote, {"question", "models" (a, b), "preferred" (one of them, None for a tie)}, and what is unreadable.
+    """The preferences that the web page wrote, and what of the file is unreadable.
+
+    A preference: {"question", "models" (a, b), "preferred" (one of them, None for a tie)}.
 
     A line counts if it names both models and a choice, "a", "b" or "tie" (in `preferred` or `preference`). ([], []) without a file.
     """
@@ -230,8 +237,8 @@ def count_votes(votes: list[dict]) -> list[dict]:
         decided = counts[one] + counts[two]
         p = float(binomtest(counts[one], decided).pvalue) if decided else 1.0
         higher = max((one, two), key=lambda name: counts[name])
-        reading = (f"{higher} was preferred in {counts[higher]} of {decided} votes, with {counts[None]} ties; if nobody had a preference, a split at "
-                   f"least so uneven would arise by chance in {metrics._frequency(p)}.")
+        reading = (f"{higher} was preferred in {counts[higher]} of {decided} votes, with {counts[None]} ties; if nobody had a preference, "
+                   f"a split at least so uneven would arise by chance in {metrics._frequency(p)}.")
         found.append({"names": [one, two], "votes": counts.total(), "first": counts[one], "second": counts[two], "ties": counts[None],
                       "p": p, "reading": reading})
     return found
@@ -240,7 +247,8 @@ def count_votes(votes: list[dict]) -> list[dict]:
 # --- the page ----------------------------------------------------------------------------------------------------
 
 STYLE = ("body{font:15px/1.6 system-ui,'PingFang SC','Microsoft YaHei','Noto Sans CJK SC',sans-serif;margin:1.5rem;max-width:110rem}"
-         ".banner{background:#fff3cd;border:1px solid #e0c060;padding:.6rem 1rem}table{border-collapse:collapse;width:100%;table-layout:fixed}"
+         ".banner{background:#fff3cd;border:1px solid #e0c060;padding:.6rem 1rem}"
+         "table{border-collapse:collapse;width:100%;table-layout:fixed}"
          "th,td{border:1px solid #ccc;padding:.5rem}th{background:#eef;position:sticky;top:0}")
 
 
@@ -254,6 +262,7 @@ def write_page(path, title: str, rows: list[Question], answers: dict[str, list[s
     table = text_scores.side_by_side(asked, [row.answer for row in rows], shown,
                                      {name: result["per_row"]["rouge_l"] for name, result in results.items()})
     banner = "".join(f'<p class="banner" lang="{language}">{html.escape(text)}</p>' for language, text in medical.DISCLAIMER.items())
-    page = (f'<!DOCTYPE html>\n<html lang="zh"><head><meta charset="utf-8"><title>{html.escape(title)}</title><style>{STYLE}</style></head>\n'
-            f"<body><h1>{html.escape(title)}</h1>{banner}\n{table}\n</body></html>\n")
+    title = html.escape(title)
+    page = (f'<!DOCTYPE html>\n<html lang="zh"><head><meta charset="utf-8"><title>{title}</title><style>{STYLE}</style></head>\n'
+            f"<body><h1>{title}</h1>{banner}\n{table}\n</body></html>\n")
     return paths.write_text(path, page)

@@ -285,8 +285,8 @@ class SystemPromptSettings:
         """The settings of one run; steps 0: as many as every run has. There is no evaluation on dev."""
         steps = steps or self.steps
         shared = {item.name: getattr(self, item.name) for item in fields(TrainSettings) if hasattr(self, item.name)}
-        return TrainSettings(**shared | {"run": f"{self.run}-{name}", "steps": steps, "checkpoint_steps": steps, "eval_steps": 0, "form": form,
-                                         "dropout": 0.0, "warmup_steps": min(20, steps // 5), "share_prefix": share_prefix,
+        return TrainSettings(**shared | {"run": f"{self.run}-{name}", "steps": steps, "checkpoint_steps": steps, "eval_steps": 0,
+                                         "form": form, "dropout": 0.0, "warmup_steps": min(20, steps // 5), "share_prefix": share_prefix,
                                          "dev_samples": 0, "keep_optimizer": False})
 
 

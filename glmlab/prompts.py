@@ -91,7 +91,8 @@ def choose_among(scores, candidates: list[list[int]]) -> list[int]:
 def crossed(train: list, wanted: list) -> np.ndarray:
     """TF-IDF probabilities of training calls, float (wanted, 34), none from a model that saw the call: each half is judged by the other.
 
-    wanted: calls of the same file, also such as are not in train. A model's guesses about calls that it has learned are better than those it will make in use.
+    wanted: calls of the same file, also such as are not in train. A model's guesses about calls that it has learned are better than
+    those it will make in use.
     """
     from glmlab import baselines
     halves = train[::2], train[1::2]
@@ -153,4 +154,5 @@ def peak_memory() -> int:
     status = Path("/proc/self/status")
     if torch.cuda.is_initialized() or not status.exists():
         return memory_used()
-    return next(int(line.split()[1]) * 1024 for line in status.read_text(encoding="ascii", errors="replace").splitlines() if line.startswith("VmHWM"))
+    lines = status.read_text(encoding="ascii", errors="replace").splitlines()
+    return next(int(line.split()[1]) * 1024 for line in lines if line.startswith("VmHWM"))  # in KiB

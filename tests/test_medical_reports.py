@@ -45,7 +45,8 @@ def test_the_paired_test_of_perplexities():
     drawn = random.Random(1)
     tokens = [drawn.randint(40, 90) for _ in range(60)]
     base = [count * drawn.uniform(2, 4) for count in tokens]  # rows differ much, systems little but always
-    first, second = ({"loss_sums": [value - shift * count for value, count in zip(base, tokens)], "loss_tokens": tokens} for shift in (0.1, 0.0))
+    first, second = ({"loss_sums": [value - shift * count for value, count in zip(base, tokens)], "loss_tokens": tokens}
+                     for shift in (0.1, 0.0))
     test = medical_reports.paired_perplexity(first, second, names=("tuned", "base"))
     assert test["difference"] == pytest.approx(test["first"] - test["second"]) and test["change"] == pytest.approx(math.exp(-0.1) - 1)
     assert test["p"] == pytest.approx(2 / 2001) and test["interval"][1] < 0
@@ -64,9 +65,11 @@ def test_perplexities_over_other_tokens_are_refused():
 def test_score_has_all_measures_and_the_term_density(results):
     found = results["tuned"]
     assert found["per_row"]["density"][1] == medical.term_density(TUNED[1]) > 0 == medical.term_density(BASE[0])
-    assert found["means"]["perplexity"]["mean"] == pytest.approx(math.exp(3 / 6)) and found["means"]["stopped"]["mean"] == pytest.approx(2 / 3)
+    assert found["means"]["perplexity"]["mean"] == pytest.approx(math.exp(3 / 6))
+    assert found["means"]["stopped"]["mean"] == pytest.approx(2 / 3)
     floor = medical_reports.score(ROWS, TUNED, **OPTIONS)
-    assert "perplexity" not in floor["means"] and "seconds" not in floor["per_row"] and floor["per_row"]["rouge_l"] == found["per_row"]["rouge_l"]
+    assert "perplexity" not in floor["means"] and "seconds" not in floor["per_row"]
+    assert floor["per_row"]["rouge_l"] == found["per_row"]["rouge_l"]
 
 
 def test_a_row_of_the_comparison(results):
@@ -116,12 +119,14 @@ def test_the_documents_files_hold_prompt_answers_and_measures(results, tmp_path)
     log, content = medical_reports.write_document_files(tmp_path, ROWS, {"base": BASE, "tuned": TUNED}, results, tests, {"run": "x"})
     text, found = log.read_text(encoding="utf-8"), json.loads(content.read_text(encoding="utf-8"))
     assert (log.name, content.name) == ("chatglm_comparison.log", "chatglm_comparison.json")
-    assert all(part in text for part in (*medical.DISCLAIMER.values(), "run: x", ROWS[0].text, TUNED[2], "(empty)", tests["rouge_l"]["reading"]))
+    expected = (*medical.DISCLAIMER.values(), "run: x", ROWS[0].text, TUNED[2], "(empty)", tests["rouge_l"]["reading"])
+    assert all(part in text for part in expected)
     assert text.count(medical.emergency(ROWS[0].text)) == 2  # before both answers, and only there
     assert "--- change from base to tuned: +11 characters; " in text.split("=== ")[2]  # an empty answer has no share
     row = found["rows"][0]
     assert row["index"] == 4 and row["emergency"] == medical.emergency(ROWS[0].text) and found["rows"][1]["emergency"] is None
-    assert row["systems"]["tuned"] == {"answer": TUNED[0], **{key: results["tuned"]["per_row"][key][0] for key in medical_reports.DOCUMENTED}}
+    measures = {key: results["tuned"]["per_row"][key][0] for key in medical_reports.DOCUMENTED}
+    assert row["systems"]["tuned"] == {"answer": TUNED[0], **measures}
     assert row["change"]["length"] == len(TUNED[0]) - len(BASE[0]) and row["change"]["length_share"] == pytest.approx(0.8)
     assert found["rows"][1]["change"]["length_share"] is None and found["tests"]["perplexity"]["p"] == tests["perplexity"]["p"]
 
@@ -139,7 +144,8 @@ def test_the_page_escapes_and_warns(results, tmp_path):
 def test_votes_as_the_page_writes_them(tmp_path, monkeypatch):
     monkeypatch.setenv("GLMLAB_HOME", str(tmp_path))
     asked = [{"role": "user", "content": "头痛怎么办？"}]
-    for answers, choice in (([("base", "x"), ("run 65", "y")], "b"), ([("run 65", "y"), ("base", "x")], "a"), ([("base", "x"), ("run 65", "y")], "tie")):
+    base, run = ("base", "x"), ("run 65", "y")
+    for answers, choice in (([base, run], "b"), ([run, base], "a"), ([base, run], "tie")):
         path = chats.vote("medical", asked, answers, choice)
     votes, problems = medical_reports.read_votes(path)
     assert problems == [] and [vote["preferred"] for vote in votes] == ["run 65", "run 65", None] and votes[0]["question"] == "头痛怎么办？"
@@ -155,7 +161,8 @@ def test_damaged_votes_are_named_and_left_out(tmp_path):
     path.write_text("\n".join(lines) + "\n", encoding="utf-8")
     votes, problems = medical_reports.read_votes(path)
     assert votes == [{"question": "", "models": ("x", "y"), "preferred": "y"}]
-    assert [problem.row for problem in problems] == [0, 1, 2, 3, 5, 6, 7] and all(problem.reason.startswith("no vote: ") for problem in problems)
+    assert [problem.row for problem in problems] == [0, 1, 2, 3, 5, 6, 7]
+    assert all(problem.reason.startswith("no vote: ") for problem in problems)
     assert medical_reports.read_votes(tmp_path / "nothing.jsonl") == ([], []) and medical_reports.count_votes([]) == []
 
 
