@@ -82,7 +82,15 @@ def test_a_long_conversation_leaves_its_beginning_out(talk_to):
     assert "[too long: the first 1 rounds are left out]" in out and "error" not in out and len(talk_to.conversation.turns) == 12
 
 
-def test_ctrl_c_stops_the_answer_and_keeps_what_came(talk_to, engine):
+@pytest.fixture
+def ctrl_c():
+    """SIGINT interrupts, as in a terminal; a worker of pytest-xdist ignores it."""
+    before = signal.signal(signal.SIGINT, signal.default_int_handler)
+    yield
+    signal.signal(signal.SIGINT, before)
+
+
+def test_ctrl_c_stops_the_answer_and_keeps_what_came(talk_to, engine, ctrl_c):
     engine.answer, engine.pace = "字" * 40, 0.05
     main = threading.main_thread().ident
     threading.Thread(target=lambda: (until(lambda: engine.requests and len(engine.requests[0].tokens) > 3),
