@@ -463,7 +463,7 @@ class MedicalEvalSettings(Evaluation):
     """33_medical_eval"""
 
     run: str = _run("medical-reference")
-    checkpoint: int = option(-1, "step of the checkpoint; 0: the untuned base, -1: the last finished one", low=-1)
+    checkpoint: int = option(260, "step of the checkpoint; 0: the untuned base, -1: the last finished one", low=-1)
     test_file: str = _file("medical", "test")
     output_dir: str = _folder("medical/eval/{run}-{checkpoint}")
     max_length: int = _max_length(1024)
