@@ -16,7 +16,7 @@ COMPILE_STEPS = 50  # compiling takes about a minute
 def choose_pass(model, collator, samples: list, wanted: int, checkpointing: bool, effective_batch: int) -> tuple[int, bool, str]:
     """(tokens of one packed pass, gradient checkpointing, why). wanted: the user's number, 0 lets this function choose.
 
-    On a GPU two small packs are computed forwards and backwards and their peak memory gives the bytes a token. Checkpointing is
+    On a GPU the longest sample is computed forwards and backwards and the peak memory gives the bytes a token. Checkpointing is
     switched on where the longest sample would not fit otherwise. Errors: MemoryError if it does not fit with checkpointing either.
     """
     if collator.prefix is None:

@@ -205,9 +205,7 @@ def read(path) -> tuple[list[Call], list[Problem]]:
     Errors: one FileNotFoundError or ValueError for what spoils a whole file: missing, empty, not UTF-8, a missing column, a
     broken array, or not one usable row.
     """
-    rows.require([path], REMEDY)
-    found, problems = _read(path)
-    return _calls(found), problems
+    return rows.read(path, _read, _calls, REMEDY)
 
 
 def read_splits(files: dict[str, str | Path]) -> tuple[dict[str, list[Call]], list[Problem]]:

@@ -133,9 +133,7 @@ def read(path) -> tuple[list[Question], list[Problem]]:
     Errors: one FileNotFoundError or ValueError for what spoils a whole file: missing, empty, another encoding, a missing column, a
     broken array, or not one usable row.
     """
-    rows.require([path], REMEDY)
-    found, problems = _read(path)
-    return _questions(found), problems
+    return rows.read(path, _read, _questions, REMEDY)
 
 
 def read_splits(files: dict[str, str | Path]) -> tuple[dict[str, list[Question]], list[Problem]]:

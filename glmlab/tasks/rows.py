@@ -103,6 +103,13 @@ def without_later(splits: dict[str, list[Row]], files: dict, key: Callable[[str]
     return {split: kept[split] for split in splits}, problems
 
 
+def read(path, reader: Callable, made: Callable, remedy: str) -> tuple[list, list[Problem]]:
+    """The rows of one file as the task calls them, and every bad row: what each task's `read` does; arguments as `read_splits`."""
+    require([path], remedy)
+    found, problems = reader(path)
+    return made(found), problems
+
+
 def read_splits(files: dict, reader: Callable, made: Callable, key: Callable[[str], str], remedy: str) -> tuple[dict[str, list], list[Problem]]:
     """The rows of several splits, in the order train, dev, test, and every bad row: what each task's `read_splits` does.
 

@@ -130,9 +130,7 @@ def read(path) -> tuple[list[Dialogue], list[Problem]]:
     Errors: one FileNotFoundError or ValueError for what spoils a whole file: missing, empty, not UTF-8, no JSON, a broken list, or not
     one usable row.
     """
-    rows.require([path], REMEDY)
-    found, problems = _read(path)
-    return _dialogues(found), problems
+    return rows.read(path, _read, _dialogues, REMEDY)
 
 
 def read_splits(files: dict[str, str | Path]) -> tuple[dict[str, list[Dialogue]], list[Problem]]:

@@ -97,9 +97,7 @@ def read(path, relations: Mapping[str, Relation] = RELATIONS) -> tuple[list[Sent
     rows may ask one text for different relations (they are joined); {"messages": […]}.
     Errors: one FileNotFoundError or ValueError for what spoils a whole file: missing, empty, not UTF-8, no JSON, not one usable row.
     """
-    rows.require([path], REMEDY)
-    found, problems = _read(path, relations)
-    return _sentences(found), problems
+    return rows.read(path, lambda path: _read(path, relations), _sentences, REMEDY)
 
 
 def read_splits(files: dict[str, str | Path],
