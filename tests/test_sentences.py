@@ -208,7 +208,9 @@ def test_a_relation_without_patterns_is_named():
 def test_wide_names_hold_no_name_of_val_or_test():
     held_out = {name for split, count in (("val", 101), ("test", 200)) for made in sentences.make(split, count) for name in made.names.values()}
     wide = sentences.make("train", 2000, wide=True)
-    assert not [(name, made.text) for made in wide for name in held_out if name in made.text]
+    longer = {name for name in held_out if len(name) > 2}  # 南通 stands in 限南通信 too, where it is no town
+    assert not [(name, made.text) for made in wide for name in longer if name in made.text]
+    assert not held_out & {name for made in wide for name in made.names.values()}
     assert all(part in made.text for made in wide for triple in made.triples for part in (triple.head, triple.tail))
     people = [triple.head for made in wide for triple in made.triples if triple.relation == "毕业于"]
     assert len(set(people)) > 0.9 * len(people)

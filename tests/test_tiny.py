@@ -2,14 +2,15 @@
 
 import json
 import random
+import re
 from functools import cache
-from itertools import islice
+from itertools import islice, product
 
 import pytest
 
 from glmlab import chat, paths
-from glmlab.tasks import calls, intent
-from glmlab.tiny import corpus, telecom
+from glmlab.tasks import calls, intent, sentences
+from glmlab.tiny import corpus, facts, reading, telecom
 
 #: base -> (class, its linear layers in one layer, chat format)
 BASES = {"glm4-tiny": ("Glm4ForCausalLM", 6, "glm4"), "chatglm3-tiny": ("GlmForCausalLM", 6, "chatglm3"),
@@ -97,9 +98,71 @@ def test_documents_are_complete_and_seeded(texts):
     assert "{" not in "".join(texts)
     again = [corpus.plain_text(document) for document in islice(telecom.documents(random.Random(3)), 50)]
     assert again == texts[:50] and len(set(texts)) > 3800
-    for name in corpus.MIX:
+    for name in corpus.WIDE_MIX:
         for _, document in islice(corpus.documents(5, {name: 1.0}), 300):
             assert isinstance(document, str) or document[-1]["role"] == "assistant"
+
+
+# --- texts about names that nobody has heard ---------------------------------------------------------------------
+
+@cache
+def bare_runs(split, length=5):
+    """All runs of so many characters outside names in the sentences of a split of project 2."""
+    found = set()
+    for one in sentences.make(split, sentences.SIZES[split]):
+        words = one.text
+        for name in sorted(one.names.values(), key=len, reverse=True):
+            words = words.replace(name, "\0")
+        for run in re.split("\0|[0-9]+|该公司|这家公司|该校|学校|[，。；：]", words):
+            found |= {run[start : start + length] for start in range(len(run) - length + 1)}
+    return found
+
+
+@pytest.mark.parametrize("split", ["val", "test"])
+def test_reading_has_no_pattern_and_no_name_of_project_2s_val_and_test(split):
+    """Patterns: those of reading.yaml; a few texts are looked at as they are written, too."""
+    alternatives = [re.sub(r"\{\w+\}|[0-9]+", "\0", "".join(chosen)) for kind in facts.TITLE_FIELD for lines in reading.bank()[kind].values()
+                    for line in lines for chosen in product(*([piece] if "|" not in piece else piece[1:-1].split("|")
+                                                             for piece in re.split(r"(\[[^\]]*\])", line)))]
+    runs = bare_runs(split)
+    assert len(alternatives) > 900 and len(runs) > 100 and not [run for run in runs if any(run in line for line in alternatives)]
+    rng = random.Random(4)
+    text = "\n".join(corpus.plain_text(document) for document in islice(reading.documents(rng), 3000))
+    kinds = sentences.bank()["slots"]
+    invented = {name for one in sentences.make(split, sentences.SIZES[split]) for slot, name in one.names.items()
+                if kinds[slot] in ("person", "company", "site") and len(name) > 2}
+    assert len(invented) > 150 and not [name for name in invented if name in text]
+    assert not re.search(r"\([^()\n]+, (工作于|担任|位于|毕业于|创立|总部在|任职), [^()\n]+\)", text)
+
+
+def test_what_a_listing_says_stands_in_its_text():
+    rng, lines = random.Random(5), 0
+    for _ in range(300):
+        text, records, told = reading.paragraph(rng)
+        for whom, label, value in reading.stated(records, told, text):
+            lines += 1
+            assert whom in text and value in text and label and whom != value
+    assert lines > 500
+
+
+def test_a_sentence_that_denies_tells_nothing():
+    rng = random.Random(6)
+    for _ in range(200):
+        text, records, told = reading.paragraph(rng)
+        others = {value for record in records for field, value in record.items()
+                  if field in ("otherperson", "othercompany", "otherschool")}
+        assert not others & {part for whom, _, value in reading.stated(records, told, text) for part in (whom, value)}
+    assert all("{other" in line for kind in facts.TITLE_FIELD for line in reading.bank()[kind]["denied"])
+
+
+def test_a_row_of_words_has_one_answer():
+    rng = random.Random(7)
+    for _ in range(200):
+        asked, answer = (message["content"] for message in reading.row(rng))
+        words = re.split("[、， \n]", asked)
+        if answer in words and (found := re.search("以“(.)”(开头|结尾)", asked)):
+            assert answer[0 if found[2] == "开头" else -1] == found[1]
+            assert sum(word[0 if found[2] == "开头" else -1] == found[1] for word in words[:words.index(answer) + 1]) == 1
 
 
 def test_encoding_is_deterministic_and_full(base):

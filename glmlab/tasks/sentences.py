@@ -8,9 +8,10 @@ said with words that training knows, mostly in other company.
 import json
 import random
 import re
-from collections import defaultdict
+from collections import Counter, defaultdict
 from collections.abc import Mapping
 from functools import cache
+from itertools import chain, cycle
 from pathlib import Path
 from typing import NamedTuple
 
@@ -27,6 +28,8 @@ EMPTY, ODD, LEAD = 0.08, 0.09, 0.3
 #: How many facts a text tells, and how many sentences without triples stand among them, with their weights.
 FACTS, OTHERS = {1: 38, 2: 40, 3: 22}, {0: 29, 1: 34, 2: 16, 3: 8, 4: 7, 5: 6}
 MOST_TRIPLES = 5
+#: A character in so many patterns is no part of a made-up name.
+COMMON = 3
 #: The place modulo 5 of a pair of characters -> the split it belongs to.
 PAIR_SPLITS = {0: "train", 1: "train", 2: "train", 3: "val", 4: "test"}
 SPLITS = ("train", "val", "test")
@@ -94,20 +97,28 @@ def _pairs(split: str, first: str, second: str) -> list[str]:
     return [one + two for i, one in enumerate(first) for j, two in enumerate(second) if PAIR_SPLITS[(i + j) % 5] == split and one != two]
 
 
+def held_out(source: dict) -> tuple[set[str], set[str]]:
+    """What only names of val and test are made of: pairs of characters, and single ones (given names such as 雯)."""
+    later = [split for split in SPLITS if split != "train"]
+    return ({pair for split in later for pairs in source["pairs"].values() for pair in _pairs(split, *pairs)},
+            {name for split in later for name in source["words"][split]["single"].split()})
+
+
 def widened(known: Phrases, source: dict) -> Phrases:
     """The phrases of train with thousands of made-up words for names, so many that no model can learn them by heart: it must copy.
 
-    A word is any two characters of the bank that stand together nowhere in it; the pairs of val and test are left out too.
+    A word is any two characters of the bank that stand together nowhere in it; those of val's and test's names are left out too, and
+    characters that sentences are made of: of a name such as 把交 nobody could tell where it ends.
     """
-    text = json.dumps(source, ensure_ascii=False)
-    single = {name for split in SPLITS if split != "train" for name in source["words"][split]["single"].split()}  # 蒋雯 must not come about
-    characters = sorted({character for character in text if "\u4e00" <= character <= "\u9fff"} - single)
-    held_out = {pair for split in SPLITS if split != "train" for pairs in source["pairs"].values() for pair in _pairs(split, *pairs)}
+    text, (pairs, single) = json.dumps(source, ensure_ascii=False), held_out(source)
+    lines = [line for fact in known.facts for line in fact.lines] + [line for lines in known.others.values() for line in lines]
+    common = {character for character, count in Counter(chain.from_iterable(map(set, lines))).items() if count >= COMMON}
+    characters = sorted({character for character in text if "\u4e00" <= character <= "\u9fff"} - single - common)
     rng, words = random.Random("wide"), dict(known.words)
 
     def some(count: int, ending: str = "") -> list[str]:
         drawn = ("".join(rng.sample(characters, 2)) for _ in range(2 * count))
-        return [pair + rng.choice(ending or [""]) for pair in drawn if pair not in text and pair not in held_out][:count]
+        return [pair + rng.choice(ending or [""]) for pair in drawn if pair not in text and pair not in pairs][:count]
 
     for slot in ("given", "stem", "campus", "ground", "city"):
         words[slot] = words[slot] + some(4000)
@@ -219,17 +230,17 @@ def make(split: str, count: int, seed: int = SEED, source: dict | None = None, r
          wide: bool = False) -> list[Made]:
     """`count` different texts of a split ("train", "val", "test"); the first n of them are what `make` gives for n.
 
-    source: a phrase bank in place of the shipped one, for relations of your own. wide: names from `widened`, for train only.
+    source: a phrase bank in place of the shipped one, for relations of your own. wide: every second text with names from `widened`, for
+    train only.
     Errors: as `phrases`, and ValueError for wide names of another split.
     """
     if wide and split != "train":
         raise ValueError(f"wide names are for train, not for {split}: they would change what is tested")
     known = phrases(split, source or bank(), relations)
-    if wide:
-        known = widened(known, source or bank())
+    chosen = cycle([known, widened(known, source or bank())] if wide else [known])
     rng, made = random.Random(f"{split}-{seed}"), {}
     while len(made) < count:
-        text = one(rng, known)
+        text = one(rng, next(chosen))
         made.setdefault(text.text, text)
     return list(made.values())
 

@@ -17,8 +17,14 @@ ABOUT = {
     "service": "shop, technical-support and financial-service dialogues",
     "medical": "health questions with cautious answers, and prose on the body",
     "facts": "sentences and questions about invented people, companies and schools",
+    "reading": "sentences, questions and lists about people, companies and places with names made of random characters",
     "prose": "explanations, steps, stories, letters, short instructions",
 }
+READING = """
+The reading text is there for project 2: a text about names that nobody has heard can only be read. Its patterns share no five
+characters in a row with the val and test sentences, its names none of their words, and nothing in it has the form of the task's
+answers (tests prove it); the seven relations and where they end are what a fine-tune adds.
+"""
 CANNOT = """\
 - It knows nothing of the world beyond the phrases of its generators. Names, companies and schools in its text are invented.
 - It is no medical adviser, no customer service, no source of facts. It writes fluently about things that are not so.
@@ -37,6 +43,8 @@ def write_card(folder: Path) -> Path:
 Prompts are never predicted, and no document sees another: half of the conversations were written as plain text, so that the model learns
 to write such words too. Long documents (over 2,048 tokens) were left out.
 """
+    if "reading" in record["tokens_by_generator"]:
+        own = READING + own
     total = sum(record["tokens_by_generator"].values())
     shares = "\n".join(f"| {name} | {ABOUT[name]} | {100 * count / total:.0f} % | {record['heldout_loss'][name]:.3f} |"
                        for name, count in record["tokens_by_generator"].items())

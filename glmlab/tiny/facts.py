@@ -12,8 +12,9 @@ from glmlab.tiny.grammar import expand, load, pick, several
 CAPITALS = "石家庄 太原 沈阳 长春 哈尔滨 南京 杭州 合肥 福州 南昌 济南 郑州 武汉 长沙 广州 海口 成都 贵阳 昆明 西安 兰州 西宁".split()
 WEEKDAYS = [f"星期{day}" for day in "一二三四五六日"]
 NAME_FIELDS = {
-    "people": ("name", "founder", "boss", "head"), "companies": ("company", "oldcompany", "founded", "cname"),
-    "cities": ("home", "fcity", "livecity", "hq", "branch", "scity"), "schools": ("school", "sname"),
+    "people": ("name", "founder", "boss", "head", "otherperson"),
+    "companies": ("company", "oldcompany", "founded", "cname", "othercompany"),
+    "cities": ("home", "fcity", "livecity", "hq", "branch", "scity", "othercity"), "schools": ("school", "sname", "otherschool"),
 }
 TITLE_FIELD = {"person": "name", "company": "cname", "school": "sname"}
 
@@ -145,9 +146,9 @@ def records(rng: random.Random) -> list[dict]:
 
 # ---- paragraphs -------------------------------------------------------------------------------------------------
 
-def sentences(rng: random.Random, record: dict, count: int) -> tuple[list[str], set]:
-    """`count` sentences on one record, a pronoun for the name after the first, and the fields they told."""
-    patterns = bank()[record["kind"]]
+def sentences(rng: random.Random, record: dict, count: int, patterns: dict | None = None) -> tuple[list[str], set]:
+    """`count` sentences on one record, a pronoun for the name after the first, and the fields they told. patterns: others than the bank's."""
+    patterns = patterns or bank()[record["kind"]]
     groups = [group for group in patterns if group != "ask"]
     told, out = set(), []
     name = record[TITLE_FIELD[record["kind"]]]
@@ -165,13 +166,13 @@ def sentences(rng: random.Random, record: dict, count: int) -> tuple[list[str], 
     return out, told
 
 
-def paragraph(rng: random.Random) -> tuple[str, list[dict], list[set]]:
-    """Text on one to three records, the records, and for each the fields that the text tells."""
+def paragraph(rng: random.Random, write=sentences) -> tuple[str, list[dict], list[set]]:
+    """Text on one to three records, the records, and for each the fields that the text tells. write: what makes a record's sentences."""
     chosen = records(rng)
     most = 4 if len(chosen) == 1 else 2
     told, lines = [], []
     for record in chosen:
-        some, fields = sentences(rng, record, rng.randint(1, most))
+        some, fields = write(rng, record, rng.randint(1, most))
         lines += some
         told.append(fields)
     return "".join(lines), chosen, told
@@ -250,9 +251,9 @@ def turn(role: str, content: str) -> dict:
     return {"role": role, "content": content}
 
 
-def ask_facts(rng: random.Random) -> list[dict]:
-    """A paragraph with one to three questions: text in the system prompt or in the first user turn."""
-    text, chosen, told = paragraph(rng)
+def ask_facts(rng: random.Random, written=paragraph) -> list[dict]:
+    """A paragraph (of the function `written`) with one to three questions: text in the system prompt or in the first user turn."""
+    text, chosen, told = written(rng)
     asked = dict(question(rng, text, chosen, told) for _ in range(pick(rng, (1, 1, 1, 2, 2, 3))))
     intro = expand(rng, pick(rng, bank()["readings"]), {}, {})
     messages = []
@@ -290,9 +291,9 @@ def fill_form(rng: random.Random) -> list[dict]:
     return [turn("user", pick(rng, bank()["form_ask"]) + "\n" + text), turn("assistant", "\n".join(f"{a}：{b}" for a, b in rows))]
 
 
-def swap(rng: random.Random) -> list[dict]:
+def swap(rng: random.Random, written=paragraph) -> list[dict]:
     """The text with another name put in."""
-    text, chosen, _ = paragraph(rng)
+    text, chosen, _ = written(rng)
     old = next((record["name"] for record in chosen if record.get("name", "\0") in text), "")
     if not old:
         return repeat(rng)

@@ -7,7 +7,7 @@ import json
 import math
 import os
 import time
-from dataclasses import asdict, dataclass, replace
+from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 
 from glmlab import device as devices
@@ -34,19 +34,20 @@ class Recipe:
     weight_decay: float = 0.05
     tokenizer_documents: int = 20000
     seed: int = 20260301
+    mix: dict[str, float] = field(default_factory=lambda: corpus.MIX)  # share of the documents of each generator
 
 
 RECIPES = {
     "glm4-tiny": Recipe(),
-    "chatglm3-tiny": Recipe(family="chatglm3"),
+    "chatglm3-tiny": Recipe(family="chatglm3", steps=5000, mix=corpus.WIDE_MIX),
     # one matrix less in the MLP, hence the wider one; no grouped queries
-    "chatglm-tiny": Recipe(family="chatglm", intermediate_size=1024, kv_heads=4, context=2048, steps=3000),
+    "chatglm-tiny": Recipe(family="chatglm", intermediate_size=1024, kv_heads=4, context=2048, steps=5000, mix=corpus.WIDE_MIX),
 }
 
 
 def new_tokenizer(recipe: Recipe):
     """The tokenizer of the recipe's family, trained on the corpus."""
-    texts = tiny_tokenizer.corpus_sample(recipe.seed + 2, recipe.tokenizer_documents)
+    texts = tiny_tokenizer.corpus_sample(recipe.seed + 2, recipe.tokenizer_documents, recipe.mix)
     if recipe.family == "glm4":
         return tiny_tokenizer.train_tokenizer(texts, recipe.vocab_size)
     from glmlab.chatglm import tiny_vocab
@@ -137,7 +138,7 @@ def heldout(tokenizer, recipe: Recipe, rows: int = 8) -> dict:
     """Rows of documents of another seed, one set a generator: name -> ids (rows, row)."""
     import torch
     sets = {}
-    for name in corpus.MIX:
+    for name in recipe.mix:
         ids, _ = corpus.encode(tokenizer, recipe.seed + 1, rows * recipe.row, {name: 1.0}, _unbroken(recipe))
         sets[name] = torch.from_numpy(ids.astype("int64")).view(rows, recipe.row)
     return sets
@@ -153,7 +154,7 @@ def batches(tokenizer, recipe: Recipe, shares: dict, workers: int):
     import torch
     per_shard = 8  # steps
     for ids, part in corpus.shards(tokenizer, recipe.seed, math.ceil(recipe.steps / per_shard), per_shard * recipe.batch * recipe.row, workers,
-                                    _unbroken(recipe)):
+                                    recipe.mix, _unbroken(recipe)):
         for name, count in part.items():
             shares[name] = shares.get(name, 0) + count
         yield from torch.from_numpy(ids.astype("int64")).view(per_shard, recipe.batch, recipe.row)

@@ -44,7 +44,7 @@ def train_tokenizer(texts, vocab_size: int):
     return tokenizer
 
 
-def corpus_sample(seed: int, documents: int):
+def corpus_sample(seed: int, documents: int, mix: dict[str, float]):
     """The words of the first `documents` documents of the corpus, for `train_tokenizer`, and the prompts of the course's tasks.
 
     The prompts teach the tokenizer to write them short; the model never reads them in pre-training.
@@ -52,4 +52,4 @@ def corpus_sample(seed: int, documents: int):
     from glmlab.tasks import intent
     from glmlab.tiny import corpus
     yield from [intent.SYSTEM_PROMPT, *intent.ANSWERS] * 100
-    yield from (corpus.plain_text(document) for _, document in islice(corpus.documents(seed), documents))
+    yield from (corpus.plain_text(document) for _, document in islice(corpus.documents(seed, mix), documents))
