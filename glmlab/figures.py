@@ -73,7 +73,7 @@ def class_counts(splits: dict, names, path=None):
              title="Rows of each class")
     axis.set_yticklabels(_numbered(names))
     axis.set_xlim(left=0.8, right=axis.get_xlim()[1] * 1.5)
-    axis.legend(loc="lower right")
+    figure.legend(loc="outside lower center", ncols=len(splits), frameon=False)
     return save(figure, path)
 
 

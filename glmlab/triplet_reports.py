@@ -149,23 +149,25 @@ def graph_figure(graph, path=None, title: str = ""):
     figure, axis = _axes(max(5, right), top + 0.8)
     kinds = list(dict.fromkeys(kind for _, kind in graph.nodes(data="kind")))
     colours = {kind: (*COLOURS, "#666666")[min(number, len(COLOURS))] for number, kind in enumerate(kinds)}
+    axis.set(xlim=(0, right), ylim=(0, top), xticks=[], yticks=[], title=title)
+    axis.axis("off")
+    figure.legend(handles=[Patch(color=colours[kind], label=kind) for kind in kinds], loc="outside lower center", ncols=len(kinds), frameon=False)
+    boxes = {node: axis.text(*places[node], node, ha="center", va="center", fontsize=9, color="white", zorder=3,
+                             bbox={"boxstyle": "round,pad=0.3", "facecolor": colours[kind], "edgecolor": "none"})
+             for node, kind in graph.nodes(data="kind")}
+    figure.canvas.draw()  # the boxes have a size only now, and arrows end at their borders
     pairs: dict[tuple, list[str]] = {}
     for head, tail, relation in graph.edges(data="relation"):
         pairs.setdefault((head, tail), []).append(relation)
     for (head, tail), names in pairs.items():
         (x, y), (to_x, to_y) = places[head], places[tail]
         bend = 0.15 if (tail, head) in pairs else 0.0  # two arrows between the same names must not lie on each other
-        axis.add_patch(FancyArrowPatch((x, y), (to_x, to_y), arrowstyle="-|>", mutation_scale=11, color="#888888", shrinkA=9, shrinkB=11,
+        axis.add_patch(FancyArrowPatch((x, y), (to_x, to_y), arrowstyle="-|>", mutation_scale=11, color="#888888", shrinkA=1, shrinkB=1,
+                                       patchA=boxes[head].get_bbox_patch(), patchB=boxes[tail].get_bbox_patch(),
                                        connectionstyle=f"arc3,rad={bend}", zorder=1))
         shift = bend / 2  # the top of an arc
         axis.text((x + to_x) / 2 + shift * (to_y - y), (y + to_y) / 2 - shift * (to_x - x), "、".join(names), ha="center", va="center",
                   fontsize=8, color="#444444", bbox={"facecolor": "white", "edgecolor": "none", "pad": 0.5}, zorder=2)
-    for node, kind in graph.nodes(data="kind"):
-        axis.text(*places[node], node, ha="center", va="center", fontsize=9, color="white", zorder=3,
-                  bbox={"boxstyle": "round,pad=0.3", "facecolor": colours[kind], "edgecolor": "none"})
-    axis.set(xlim=(0, right), ylim=(0, top), xticks=[], yticks=[], title=title)
-    axis.axis("off")
-    figure.legend(handles=[Patch(color=colours[kind], label=kind) for kind in kinds], loc="outside lower center", ncols=len(kinds), frameon=False)
     return save(figure, path)
 
 
