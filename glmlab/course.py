@@ -30,7 +30,7 @@ COURSES = {
         ("31_medical_data", {}),
         ("32_medical_train", {"run": "medical-workshop"}),
         ("33_medical_eval", {"run": "medical-workshop", "checkpoint": -1, "samples": 40}),
-        ("34_medical_compare", {"run": "medical-workshop", "beside": "medical-reference:260", "samples": 30}),
+        ("34_medical_compare", {"run": "medical-workshop", "beside": "medical-reference:390", "samples": 30}),
     ],
 }
 
