@@ -11,6 +11,18 @@ def main(arguments=None) -> int:
     course = commands.add_parser("course", help="run the notebooks of a project headlessly and print the result")
     course.add_argument("project", choices=["intent", "triplets", "service", "medical"], help="which project")
     course.set_defaults(do=_course)
+    train = commands.add_parser("train", help="train an adapter, as the training notebook does; behind `accelerate launch -m` on several processes")
+    train.set_defaults(do=_train)
+    evaluation = commands.add_parser("eval", help="evaluate a checkpoint on the test rows; behind `accelerate launch -m` on several processes")
+    evaluation.add_argument("--run", help="run: a folder under data/runs, or a path; default TASK-reference", metavar="RUN")
+    evaluation.add_argument("--checkpoint", help="step; -1: the last finished one, 0: the untuned base", metavar="N")
+    evaluation.add_argument("--out", help="folder to write; default reports/TASK/eval/RUN-N", metavar="FOLDER")
+    evaluation.set_defaults(do=_eval)
+    for command in (train, evaluation):
+        command.add_argument("task", choices=["intent", "triplets", "service", "medical"], help="which project")
+        command.add_argument("--settings", help="parameters as papermill -f reads them, e.g. notebooks/settings/document-004.yaml", metavar="FILE")
+        command.add_argument("-p", dest="parameters", nargs=2, action="append", default=[], metavar=("NAME", "VALUE"),
+                             help="one parameter of the notebook; may be repeated")
     calls = commands.add_parser("calls", help="make the calls of project 1: train_new.csv, dev_new.csv, test_new.csv")
     calls.add_argument("folder", nargs="?", help="folder to write; default data/intent")
     calls.add_argument("--full", action="store_true", help="12,799 / 3,200 / 4,000 calls as in the real data, instead of 3,000 / 600 / 1,000")
@@ -20,7 +32,7 @@ def main(arguments=None) -> int:
     sentences.add_argument("folder", nargs="?", help="folder to write; default data/triplets")
     sentences.add_argument("--train", type=int, default=None, metavar="N", help="so many sentences to train on; default 903")
     sentences.add_argument("--seed", type=int, default=None, help="another seed makes other sentences")
-    sentences.add_argument("--wide", action="store_true", help="train with thousands of made-up names, which nobody can learn by heart")
+    sentences.add_argument("--wide", action="store_true", help="half of train with thousands of made-up names, which nobody can learn by heart")
     sentences.set_defaults(do=_sentences)
     dialogues = commands.add_parser("dialogues", help="make the dialogues of project 3: train.json, dev.json, test.json")
     dialogues.add_argument("folder", nargs="?", help="folder to write; default data/service")
@@ -52,6 +64,7 @@ def main(arguments=None) -> int:
     merge.add_argument("run", help="run: a folder under data/runs, or a path", metavar="RUN")
     merge.add_argument("out", help="folder to write")
     merge.add_argument("--checkpoint", type=int, default=-1, help="step; default: the last finished one")
+    merge.add_argument("--adapter-only", action="store_true", help="write the adapter alone, as vLLM reads it beside its base")
     merge.set_defaults(do=_merge)
     convert = commands.add_parser("convert", help="write ChatGLM2, ChatGLM3, GLM-4-9B-Chat (or ChatGLM-6B) as a plain transformers folder")
     convert.add_argument("base", help="catalogue name, folder or Hub id in the original layout", metavar="NAME|FOLDER")
@@ -72,19 +85,38 @@ def main(arguments=None) -> int:
     tiny.add_argument("--no-compile", action="store_true", help="without torch.compile (no C++ compiler needed)")
     tiny.set_defaults(do=_tiny)
     bench = commands.add_parser("bench", help="measure speed and memory at a real model's shape, random weights (GPU), or of a tiny base (CPU)")
-    bench.add_argument("what", choices=["train", "eval", "prefix"], help="training settings side by side, evaluation, cost of the prompt")
-    bench.add_argument("--base", default="glm-4-9b-0414", help="a base whose shape is known, or a tiny base for the CPU")
-    bench.add_argument("--out", help="JSON file to write, e.g. reports/benchmarks/train.json")
+    bench.add_argument("what", choices=["train", "eval", "prefix", "gpus", "memory", "family"],
+                       help="training and evaluation side by side; cost of the prompt; several GPUs (accelerate launch -m); does a card suffice: "
+                            "the presets of notebooks/settings, the ChatGLM generations")
+    bench.add_argument("--base", help="a base whose shape is known (default glm-4-9b-0414; memory, family: all), or a tiny base for the CPU")
+    bench.add_argument("--preset", action="append", choices=["8gb", "12gb", "24gb", "80gb"], help="memory: only this one; may be repeated")
+    bench.add_argument("--out", help="JSON file, written after each row, e.g. reports/benchmarks/train.json", metavar="FILE")
     bench.set_defaults(do=_bench)
     options = parser.parse_args(arguments)
     try:
         return options.do(options) or 0
-    except KeyboardInterrupt:
-        print("interrupted", file=sys.stderr)
-        return 130
-    except (ValueError, OSError, RuntimeError) as error:  # what the package raises says what to do; a traceback would hide it
-        print(f"error: {error}", file=sys.stderr)
-        return 1
+    except KeyboardInterrupt as error:
+        return _failed(error, "", 130)
+    except (ValueError, OSError, RuntimeError, MemoryError, FloatingPointError) as error:
+        return _failed(error, "error: ", 1)  # what the package raises says what to do; a traceback would hide it
+
+
+def _failed(error: BaseException, before: str, status: int) -> int:
+    """Say why a command ends, once where several processes run it."""
+    from glmlab import processes
+    processes.tell(error, lambda text: print(before + (text or "interrupted"), file=sys.stderr, flush=True))
+    return status
+
+
+def _train(options) -> None:
+    from glmlab import launch
+    launch.train(options.task, options.settings, dict(options.parameters))
+
+
+def _eval(options) -> None:
+    from glmlab import launch
+    given = {"run": options.run, "checkpoint": options.checkpoint, "output_dir": options.out}
+    launch.evaluate(options.task, options.settings, dict(options.parameters) | {name: text for name, text in given.items() if text is not None})
 
 
 def _add_config(command, listens: bool) -> None:
@@ -151,6 +183,8 @@ def _calls(options) -> None:
 def _sentences(options) -> None:
     from glmlab import paths
     from glmlab.tasks import sentences
+    if options.train is not None and options.train < 1:
+        raise ValueError(f"--train {options.train}: at least one sentence is needed to train on")
     sizes = sentences.SIZES | ({} if options.train is None else {"train": options.train})
     seed = sentences.SEED if options.seed is None else options.seed
     for path in sentences.write(options.folder or paths.data("triplets"), sizes, seed, options.wide):
@@ -187,23 +221,30 @@ def _extract(options) -> None:
     import json
 
     from glmlab import comparison, predict
-    texts, problems = ([options.text], []) if options.text is not None else predict.read_texts(options.file)
+    from glmlab.tasks import triplets
+    rows, problems = ([triplets.Sentence(0, options.text, None)], []) if options.text is not None else predict.read_texts(options.file)
     for problem in problems:
         print(problem, file=sys.stderr)
     wanted = comparison.system(options.run, options.checkpoint, options.base)
     for note in wanted.notes:
         print(f"NOTE: {note}", file=sys.stderr)
-    extractor = predict.TripletExtractor(wanted.base, wanted.folder, wanted.quantization, form=wanted.form, constrained=options.constrained)
-    for text, found in zip(texts, extractor.extract_batch(texts)):
-        line = {"text": text, "triples": found.triples} | ({"unparsable": found.answer} if found.unparsable else {})
-        print(json.dumps(line, ensure_ascii=False), flush=True)
+    extractor = predict.TripletExtractor(wanted.base, wanted.folder, wanted.quantization, form=wanted.form, constrained=options.constrained,
+                                         relations=triplets.of_run(wanted.relations))
+    for row, found in zip(rows, extractor.extract_each([row.text for row in rows])):
+        if found.cut:
+            print(f"row {row.row}: too long, {found.cut} sentences left out of its middle; give it in parts", file=sys.stderr)
+        line = {"row": row.row, "text": row.text, "triples": found.triples, "cut": found.cut}
+        print(json.dumps(line | ({"unparsable": found.answer} if found.unparsable else {}), ensure_ascii=False), flush=True)
 
 
 def _merge(options) -> None:
-    from glmlab import models, paths
+    from glmlab import models, paths, vllm
     folder = models.find_checkpoint(options.run, options.checkpoint)
     base = models.read_run(options.run)["settings"]["base"]
-    print(f"written: {paths.shown(models.merge(base, folder, options.out))}")
+    out = vllm.adapter(base, folder, options.out) if options.adapter_only else models.merge(base, folder, options.out)
+    print(f"written: {paths.shown(out)}")
+    if options.adapter_only or vllm.serves(out):
+        print(vllm.command(base, out, folder.parent.name))
 
 
 def _docs(options) -> int:
@@ -215,12 +256,21 @@ def _docs(options) -> int:
 
 
 def _bench(options) -> None:
-    from glmlab import bench_eval, bench_train, paths
-    tables = {"train": bench_train.train_table, "prefix": bench_train.prefix_table, "eval": bench_eval.eval_table}
-    found = tables[options.what](options.base, log=lambda line: print(line, flush=True))
-    found["about"]["command"] = f"python -m glmlab bench {options.what} --base {options.base}"
-    if options.out:
-        print(f"written: {paths.shown(paths.write_json(options.out, found))}")
+    from glmlab import bench, bench_eval, bench_memory, bench_train, paths
+    if options.preset and options.what != "memory":
+        raise ValueError(f"--preset is for bench memory, not for bench {options.what}")
+    given = [f"--base {options.base}"] * bool(options.base) + [f"--preset {name}" for name in options.preset or ()]
+    table = bench.Table(options.out, {"command": " ".join(["python -m glmlab bench", options.what, *given])}, lambda line: print(line, flush=True))
+    measures = {"train": bench_train.add_training, "prefix": bench_train.add_prefixes, "gpus": bench_train.add_processes,
+                "eval": bench_eval.add_evaluation}
+    if options.what in measures:
+        measures[options.what](table, options.base or "glm-4-9b-0414")
+    elif options.what == "memory":
+        bench_memory.add_presets(table, options.preset or list(bench_memory.BASES), options.base)
+    else:
+        bench_memory.add_family(table, options.base)
+    if table.out:
+        print(f"written: {paths.shown(table.out)}")
 
 
 def _convert(options) -> None:

@@ -98,7 +98,7 @@ class State(NamedTuple):
 class Copying:
     """What may be written next of the answer to one sentence: `allowed(ids so far)` -> ids. For `Engine.submit` and `answer_rows`.
 
-    The answer is `无`, or lines `(head, relation, tail)`, each once. Head and tail stand in the sentence, relation in the list. No name is
+    The answer is `无`, or lines `(head, relation, tail)`, each once. Head and tail are two names of the sentence, relation one of the list. No name is
     what the parser would not read back as it stands (one half of a pair of brackets), or what begins with a comma or the like. The stop
     id comes within max_new_tokens: towards the end only what can still be closed is allowed.
     """
@@ -115,9 +115,9 @@ class Copying:
         *opening, self._stop = chat.answer_ids(tokenizer, "(")
         opening = b"".join(self._tokens.by_id[number] for number in opening)[:-1]  # what stands between the prompt and an answer
         single = {normalise(self._text[a:b].decode()) for a, b in zip(self._starts, [*self._starts[1:], len(self._text)]) if self._is_name(a, b)}
-        self._most = len(single)  # with fewer triples there is always a new one to write
+        self._most = len(single) - 1  # with fewer triples there is always a new one to write, whatever its head: no tail is its own head
         begin = [State(opening + NONE.encode(), "stop", None, (), ())]
-        begin += [State(opening + b"(", "name", None, (), ())] if single else []
+        begin += [State(opening + b"(", "name", None, (), ())] if self._most > 0 else []
         if max_new_tokens < max(map(self._least, begin)):
             raise ValueError(f"max_new_tokens={max_new_tokens} is too little for one triple: take at least {max(map(self._least, begin))}")
         self._trace: list[tuple[int | None, set[State]]] = [(None, set(begin))]  # (token, readings after it)
@@ -186,9 +186,12 @@ class Copying:
         return [State(b", " + text + b", ", "name", None, (name, relation), state.done) for text, relation in self._relations.items()]
 
     def _may_end(self, state: State, stop: int) -> bool:
-        """Whether the name of a state may end at a place of the sentence: it can be read back, and the triple is a new one."""
+        """Whether the name of a state may end at a place of the sentence: it can be read back, is not its own head, the triple a new one."""
         start = state.span[0]
-        return self._is_name(start, stop) and not (state.before and self._triple(state, self._text[start:stop].decode()) in state.done)
+        if not self._is_name(start, stop) or not state.before:
+            return self._is_name(start, stop)
+        triple = self._triple(state, self._text[start:stop].decode())
+        return triple.head != triple.tail and triple not in state.done
 
     @staticmethod
     def _triple(state: State, tail: str) -> Triple:
@@ -207,7 +210,7 @@ class Copying:
             return False
         known = dict.fromkeys(self._relations.values())
         return bool(_PLAIN.fullmatch(name)) or all(
-            parse(f"({', '.join(triple)})", known) == [triple._replace(head=normalise(triple.head), tail=normalise(triple.tail))]
+            parse(f"({', '.join(triple)})", known) == [normal(triple)]
             for triple in (Triple(name, self._first, _ONE), Triple(_OTHER, self._first, name)))
 
     def _least(self, state: State) -> int | None:

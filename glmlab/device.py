@@ -27,6 +27,8 @@ def pick_device(wanted="auto"):
         raise ValueError(f"device {wanted!r} is not understood: use auto, cpu, cuda, cuda:N or mps")
     there = {"cpu": 1, "mps": int(torch.backends.mps.is_available()), "cuda": torch.cuda.device_count()}
     device = torch.device(wanted)
+    if wanted == "cuda" and int(os.environ.get("WORLD_SIZE", "1")) > 1:
+        device = torch.device("cuda", torch.cuda.current_device())  # of several processes each has its own
     if (device.index or 0) >= there[device.type]:
         has = ", ".join(f"{count} {kind}" for kind, count in there.items() if count)
         raise ValueError(f"device {wanted} is not on this machine (it has: {has}); use auto" + _cuda_hint(device))

@@ -14,7 +14,8 @@ from glmlab.tasks import Task
 class Prompt:
     """One encoded row, ready for the answer."""
     ids: list[int]
-    cut: int  # how much of its text was left out because it was too long, in the task's own measure
+    text: str  # what of its text the model reads
+    cut: int   # how much of its text was left out because it was too long, in the task's own measure
 
 
 class _Remembering:
@@ -33,7 +34,7 @@ def prompts(tokenizer, task: Task, rows: list, max_length: int, form: str, reser
 
     form: one of the task's, as the model was trained. Errors: ValueError that names the row when max_length leaves no room for it.
     """
-    return [Prompt(sample.ids, cut) for sample, cut in _encoded(tokenizer, task, rows, max_length, form, reserve, False, named)]
+    return [Prompt(sample.ids, text, cut) for sample, text, cut in _encoded(tokenizer, task, rows, max_length, form, reserve, False, named)]
 
 
 def samples(tokenizer, task: Task, rows: list, max_length: int, form: str) -> tuple[list[chat.Sample], int]:
@@ -42,7 +43,7 @@ def samples(tokenizer, task: Task, rows: list, max_length: int, form: str) -> tu
     Errors: ValueError that names a row which max_length leaves no room for.
     """
     found = list(_encoded(tokenizer, task, rows, max_length, form, 0, True, "row"))
-    return [sample for sample, _ in found], sum(cut > 0 for _, cut in found)
+    return [sample for sample, *_ in found], sum(cut > 0 for *_, cut in found)
 
 
 def stored_samples(folder, tokenizer, task: Task, rows: Iterable, max_length: int, form: str) -> "StoredSamples":
@@ -50,19 +51,28 @@ def stored_samples(folder, tokenizer, task: Task, rows: Iterable, max_length: in
 
     rows: any iterable, e.g. a generator over your files. Errors: as `samples`.
     """
-    return store(folder, (sample for sample, _ in _encoded(tokenizer, task, rows, max_length, form, 0, True, "row")))
+    return store(folder, (sample for sample, *_ in _encoded(tokenizer, task, rows, max_length, form, 0, True, "row")))
 
 
 def _encoded(tokenizer, task: Task, rows: Iterable, max_length: int, form: str, reserve: int, answered: bool,
-             named: str) -> Iterator[tuple[chat.Sample, int]]:
+             named: str) -> Iterator[tuple[chat.Sample, str, int]]:
+    """(sample, what was left of the text, how much was not) of each row."""
     tokenizer = _Remembering(tokenizer)
     for row in rows:
+        kept = task.text(row)
+
         def messages(text: str, row=row) -> list[dict]:
             return task.messages(row, text, answered, form)
+
+        def shorten(text: str, fits) -> tuple[str, int]:
+            nonlocal kept
+            kept, cut = task.shorten(text, fits)
+            return kept, cut
         try:
-            yield chat.fit(tokenizer, messages, task.text(row), max_length, task.shorten, reserve)
+            sample, cut = chat.fit(tokenizer, messages, kept, max_length, shorten, reserve)
         except ValueError as error:
             raise ValueError(f"{named} {row.row}: {error}") from error
+        yield sample, kept, cut
 
 
 def room(model, max_length: int) -> int:

@@ -6,7 +6,7 @@ from dataclasses import dataclass, field
 
 import numpy as np
 
-from glmlab import chat, encoding
+from glmlab import chat, encoding, processes
 from glmlab.encoding import Prompt, room
 from glmlab.tasks import intent
 
@@ -77,20 +77,24 @@ def label_probabilities(model, tokenizer, prompts: list[Prompt], batch_size: int
     """The probability of each of the 34 labels for every prompt: float (prompts, 34), rows sum to 1.
 
     batch_size: calls in one forward pass, on average; a CPU takes fewer when they are long, because it is faster so.
-    progress(done) is called once a pass. Errors: as `scoring.score`.
+    progress(done) is called once a pass. Several processes each compute some of the passes, and all get all rows.
+    Errors: as `scoring.score`.
     """
     from glmlab import scoring
     ids = [prompt.ids for prompt in prompts]
     prefix = chat.shared_prefix(ids, tokenizer)
-    return scoring.score(model, tokenizer, ids, intent.ANSWERS, prefix, _pass_tokens(model, tokenizer, ids, prefix, batch_size), progress)
-
-
-def _pass_tokens(model, tokenizer, ids: list[list[int]], prefix: int, batch_size: int) -> int:
-    """Tokens behind the shared prefix that make batch_size calls of average length, with what the answers add to each."""
-    from glmlab import scoring
     branches = len(scoring.label_trie([chat.answer_ids(tokenizer, answer) for answer in intent.ANSWERS]).fed)
-    average = sum(len(prompt) - prefix + branches for prompt in ids) / max(1, len(ids))
-    tokens = int(batch_size * average)
+    lengths = [len(prompt) - prefix + branches for prompt in ids]
+    limit = _pass_tokens(model, lengths, batch_size)
+    passes = list(scoring._groups(lengths, limit))  # the passes of one process: another pass would round otherwise
+    own = [ids[place] for number in processes.own(len(passes)) for place in passes[number]]
+    found = scoring.score(model, tokenizer, own, intent.ANSWERS, prefix, limit, processes.scaled(progress, len(own), len(ids)))
+    return np.concatenate(processes.joined([found]))
+
+
+def _pass_tokens(model, lengths: list[int], batch_size: int) -> int:
+    """Tokens behind the shared prefix that make batch_size calls of average length. lengths: of each, with what the answers add to it."""
+    tokens = int(batch_size * sum(lengths) / max(1, len(lengths)))
     return min(tokens, CPU_PASS_TOKENS) if model.device.type == "cpu" else tokens
 
 
@@ -111,8 +115,8 @@ def generate_rows(model, tokenizer, calls: list, max_length: int = 1536, max_new
                   form: str = "system", progress: Callable[[int], None] = lambda done: None) -> Predictions:
     """Write the answer to every call greedily and parse it; what holds no label is unanswered (None).
 
-    A batch that does not fit the memory is halved; a call that does not fit alone is shortened, in the end given up and
-    reported in `errors`. Errors: ValueError for calls without label.
+    Several processes each write a part. A batch that does not fit the memory is halved; a call that does not fit alone is shortened, in
+    the end given up and reported in `errors`. Errors: ValueError for calls without label.
     """
     from glmlab import generation
     check_labelled(calls)
@@ -130,11 +134,14 @@ def generate_rows(model, tokenizer, calls: list, max_length: int = 1536, max_new
         errors[place] = f"out of memory even with the call cut to {own} tokens"
         return None
 
-    responses = generation.generate(model, tokenizer, [prompt.ids for prompt in prompts], max_new_tokens, batch_size, progress, shorter)
+    own = processes.own(len(prompts))
+    mine = generation.generate(model, tokenizer, [prompts[place].ids for place in own], max_new_tokens, batch_size,
+                               processes.scaled(progress, len(own), len(prompts)), lambda place: shorter(own[place]))
+    responses, errors = processes.joined(mine), dict(processes.joined(list(errors.items())))
+    dropped = processes.joined([prompts[place].cut for place in own])
     predicted = [None if text is None else intent.parse(text) for text in responses]
     errors |= {place: intent.NO_LABEL for place, label in enumerate(predicted) if label is None and place not in errors}
-    return Predictions([call.label for call in calls], predicted, None, responses, [prompt.cut for prompt in prompts],
-                       time.perf_counter() - started, errors)
+    return Predictions([call.label for call in calls], predicted, None, responses, dropped, time.perf_counter() - started, errors)
 
 
 # --- telling how far it is ---------------------------------------------------------------------------------------

@@ -4,7 +4,7 @@ import heapq
 
 import torch
 
-from glmlab import packing
+from glmlab import packing, processes
 from glmlab.device import free_memory
 
 #: Longer packs bring nothing: on a GPU the prompt is by then a few percent of a pack, a CPU is busy with far fewer tokens.
@@ -40,6 +40,12 @@ def choose_pass(model, collator, samples: list, wanted: int, checkpointing: bool
         return tokens, on, why + (", without which the longest sample would not fit" if on and not checkpointing else "")
     raise MemoryError(f"the longest sample ({longest:,} tokens) does not fit in the {free / 2**30:.1f} GiB that may be used, even with "
                       "gradient checkpointing; lower max_length, or use method qlora")
+
+
+def choose_for_all(*choice) -> tuple[int, bool, str]:
+    """`choose_pass(*choice)` in every process; all take what the one with the least memory chose."""
+    found = processes.joined([processes.together(lambda: choose_pass(*choice))])
+    return min(found, key=lambda one: (not one[1], one[0]))
 
 
 def usable(device) -> int:
@@ -92,7 +98,9 @@ def compile_layers(model) -> None:
         layer.compile()
 
 
-def release_layers(model) -> None:
-    """Undo `compile_layers`."""
-    for layer in layers(model):
+def release_layers(model) -> bool:
+    """Undo `compile_layers`; whether there was anything to undo."""
+    compiled = [layer for layer in layers(model) if layer._compiled_call_impl is not None]
+    for layer in compiled:
         layer._compiled_call_impl = None
+    return bool(compiled)

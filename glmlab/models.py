@@ -3,13 +3,15 @@
 Only this module loads weights. Remote code is never run.
 """
 
+import contextlib
 import hashlib
 import json
 import os
+import warnings
 from dataclasses import dataclass
 from pathlib import Path
 
-from glmlab import paths
+from glmlab import paths, processes
 
 
 @dataclass(frozen=True)
@@ -133,6 +135,8 @@ def load_tokenizer(name_or_folder, chat_format: str | None = None):
     raw = _loading(source, lambda: glm.read_config(source, **hub))
     if raw.get("model_type") == "chatglm" and not (Path(source) / "tokenizer.json").is_file():
         return _loading(source, lambda: _original_tokenizer(source, chat_format, hub))
+    if raw.get("model_type") == "chatglm":
+        from glmlab.chatglm import v1  # noqa: F401  makes the config known: without it transformers warns of another model's files
     return _loading(source, lambda: AutoTokenizer.from_pretrained(source, trust_remote_code=False, padding_side="left", **hub))
 
 
@@ -178,7 +182,8 @@ def load_base(name_or_folder, quantization: str = "nf4", dtype=None, device=None
     options = {"dtype": dtype, "device_map": {"": str(device)}, **hub}
     if quantization == "nf4":
         options["quantization_config"] = BitsAndBytesConfig(
-            load_in_4bit=True, bnb_4bit_quant_type="nf4", bnb_4bit_use_double_quant=True, bnb_4bit_compute_dtype=dtype)
+            load_in_4bit=True, bnb_4bit_quant_type="nf4", bnb_4bit_use_double_quant=True, bnb_4bit_compute_dtype=dtype,
+            bnb_4bit_quant_storage=dtype if processes.sharded() else None)  # FSDP shards tensors of floating numbers only
     model = _loading(source, lambda: _model(source, raw, chat_format, **options))
     tokenizer = load_tokenizer(name_or_folder, chat_format)
     if tokenizer is not None:
@@ -194,8 +199,34 @@ def load_finetuned(base, adapter, quantization: str = "nf4", dtype=None, device=
     folder = Path(adapter)
     check_adapter(folder)
     model, tokenizer = load_base(base, quantization, dtype, device)
-    model = _loading(str(folder), lambda: PeftModel.from_pretrained(model, str(folder), is_trainable=trainable))
+    with quiet_peft():
+        model = _loading(str(folder), lambda: PeftModel.from_pretrained(model, str(folder), is_trainable=trainable))
     return model.eval(), tokenizer
+
+
+@contextlib.contextmanager
+def quiet_peft():
+    """Where PEFT wraps a model: it asks transformers for an attribute by its deprecated name, a warning that no user can act on."""
+    with warnings.catch_warnings():
+        warnings.filterwarnings("ignore", "`is_gradient_checkpointing` is deprecated", FutureWarning)
+        yield
+
+
+def check_out(out, *sources) -> None:
+    """Make the folder that a model is to be written to, before anything is loaded.
+
+    Errors: ValueError if it is one of the sources, a file, or holds files already; OSError where it cannot be written.
+    """
+    out = Path(out)
+    if out.resolve() in [Path(source).resolve() for source in sources]:
+        raise ValueError(f"{paths.shown(out)} is the source itself; choose another folder")
+    if out.exists() and not out.is_dir():
+        raise ValueError(f"{paths.shown(out)} is a file; name a folder to write, one that does not exist yet")
+    if out.is_dir() and (there := sorted(path.name for path in out.iterdir())):
+        some = ", ".join(there[:3]) + ", …" * (len(there) > 3)
+        raise ValueError(f"{paths.shown(out)} holds files already ({some}), which would be overwritten or mixed with the new ones; "
+                         "choose another folder, or delete this one first")
+    paths.write_bytes(out / "config.json", b"").unlink()
 
 
 def merge(base, adapter, out, dtype=None, log=print) -> Path:
@@ -203,13 +234,12 @@ def merge(base, adapter, out, dtype=None, log=print) -> Path:
     template, model card.
 
     dtype: None takes bf16. The folder is loaded again and its logits compared with those of base and adapter. Errors: as
-    `load_finetuned`; RuntimeError if the logits are not those; ValueError if out is the base or the adapter.
+    `load_finetuned` and `check_out`; RuntimeError if the logits are not those.
     """
     import torch
 
-    from glmlab import chat
-    if Path(out).resolve() in (Path(base_source(base)).resolve(), Path(adapter).resolve()):
-        raise ValueError(f"{paths.shown(Path(out))} is the source itself; choose another folder")
+    from glmlab import chat, model_card
+    check_out(out, base_source(base), adapter)
     model, tokenizer = load_finetuned(base, adapter, quantization="none", dtype=dtype or "bf16", device="cpu")
     ids = torch.tensor([chat.prompt_ids(tokenizer, [{"role": "user", "content": "您好，请问怎么办理？"}])])
     with torch.inference_mode():
@@ -224,7 +254,7 @@ def merge(base, adapter, out, dtype=None, log=print) -> Path:
     if not off < 0.1 * spread:
         raise RuntimeError(f"the merged model in {paths.shown(Path(out))} does not compute what base and adapter compute: its logits are off by "
                            f"{off:.3g} (root mean square; their spread is {spread:.3g})")
-    paths.write_text(Path(out) / "README.md", _merged_card(base, Path(adapter), off, spread, str(model.dtype).removeprefix("torch.")))
+    paths.write_text(Path(out) / "README.md", model_card.merged(out, base, adapter, off, spread, str(model.dtype).removeprefix("torch.")))
     log(f"the merged model's logits differ from those of base and adapter by {off:.2g} (root mean square; their spread is {spread:.2g})")
     return Path(out)
 
@@ -237,28 +267,12 @@ def _save_tokenizer(tokenizer, out) -> None:
     tokenizer.save_pretrained(out)
 
 
-def _merged_card(base, adapter: Path, off: float, spread: float, dtype: str) -> str:
-    """The model card of a merged folder: what was merged, on what it was trained, what was checked."""
-    name = CATALOGUE[base].source if base in CATALOGUE else Path(base).name
-    licence = CATALOGUE[base].licence if base in CATALOGUE else "that of the base"
-    lines = [f"# {name} with {adapter.parent.name} {adapter.name.removeprefix('checkpoint-')}", "",
-             f"The base `{name}` with a LoRA adapter merged into its {dtype} weights by `python -m glmlab merge`. Licence of the weights: {licence}.", "",
-             f"- Loaded again, its logits differ from those of base and adapter by {off:.2g} (root mean square; their spread is {spread:.2g}).",
-             "- The chat template is the prompt of the training. What the model was measured to do stands in the reports of its run."]
-    run = adapter.parent / "run.json"
-    if run.is_file():
-        record = json.loads(run.read_text(encoding="utf-8"))
-        data = record.get("data", {}).get("train", {})
-        lines.append(f"- Trained on {data.get('rows', 'unknown')} rows of `{Path(str(data.get('file', 'unknown'))).name}`; settings: "
-                     f"rank {record['settings']['rank']}, {record['settings']['steps']} steps, learning rate {record['settings']['learning_rate']:g}.")
-    return "\n".join(lines) + "\n"
-
-
 def convert(name_or_folder, out, dtype=None, chat_format: str | None = None) -> Path:
     """Write a base in an original layout as a plain transformers folder: safetensors, tokenizer.json, chat template.
 
     ChatGLM2, ChatGLM3 and GLM-4-9B-Chat then load anywhere with AutoModelForCausalLM; ChatGLM-6B wherever glmlab.chatglm.v1 is imported.
-    dtype: None keeps the published one. Errors: as `load_base`; ValueError for a base that needs no conversion, or out = source.
+    dtype: None keeps the published one. Errors: as `load_base` and `check_out`; ValueError for a base that needs no
+    conversion.
     """
     import torch
     from transformers.utils import logging
@@ -268,8 +282,7 @@ def convert(name_or_folder, out, dtype=None, chat_format: str | None = None) -> 
     raw = _loading(source, lambda: glm.read_config(source, **hub))
     if raw.get("model_type") != "chatglm":
         raise ValueError(f"{name_or_folder} is a {raw.get('model_type')!r} model, which transformers loads as it is")
-    if Path(out).resolve() == Path(source).resolve():
-        raise ValueError(f"{paths.shown(Path(out))} is the source itself; choose another folder")
+    check_out(out, source)
     logging.disable_progress_bar()
     dtype = getattr(torch, dtype) if isinstance(dtype, str) else dtype
     model = _loading(source, lambda: _model(source, raw, chat_format, dtype=dtype or "auto", **hub))
@@ -303,8 +316,9 @@ def run_folder(run: str) -> Path:
     for folder in (paths.runs(run), Path(run).expanduser()):
         if (folder / "run.json").is_file():
             return folder
-    there = sorted(path.parent.name for path in paths.runs().glob("*/run.json"))
-    raise FileNotFoundError(f"run {run!r} not found in {paths.shown(paths.runs())}; there are: {', '.join(there) or 'none yet'}")
+    homes = list(dict.fromkeys([paths.runs(), paths.data("runs")]))  # one's own and, with GLMLAB_HOME, those that ship
+    there = sorted({path.parent.name for home in homes for path in home.glob("*/run.json")})
+    raise FileNotFoundError(f"run {run!r} not found in {' or '.join(map(paths.shown, homes))}; there are: {', '.join(there) or 'none yet'}")
 
 
 def read_run(run: str) -> dict:

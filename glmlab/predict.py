@@ -1,7 +1,8 @@
 """Fine-tuned models as plain Python objects: text in, answers out."""
 
 import json
-from dataclasses import dataclass, replace
+from collections.abc import Iterator
+from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
 
@@ -71,17 +72,17 @@ class TripletExtractor:
     """A base and a triplet adapter, loaded once; `extract` takes one text, `extract_batch` many."""
 
     def __init__(self, base="chatglm-tiny", adapter=None, quantization: str = "nf4", device=None, dtype=None, max_length: int = 512,
-                 max_new_tokens: int = 160, form: str | None = None, constrained: bool = False, relations=triplets.RELATIONS):
+                 max_new_tokens: int = 160, form: str | None = None, constrained: bool = False, relations=None):
         """adapter: a checkpoint folder, or None for the untuned base. max_length: tokens of prompt and answer.
 
         form: instruction or relations; None takes the one the checkpoint was trained with. constrained: heads and tails are copied from
-        the text, relations from the list, so that every answer can be read (`glmlab.constrained`). relations: {name: Relation}, those
-        the adapter was trained on. Errors: as `load_base`, `load_finetuned`.
+        the text, relations from the list, so that every answer can be read (`glmlab.constrained`). relations: {name: Relation}; None
+        takes those the checkpoint was trained on. Errors: as `load_base`, `load_finetuned`.
         """
         self.model, self.tokenizer = _load(base, adapter, quantization, dtype, device)
         self.max_length, self.max_new_tokens = max_length, max_new_tokens
         self.form = form or trained_form(adapter, "instruction")
-        self.constrained, self.relations = constrained, relations
+        self.constrained, self.relations = constrained, trained_relations(adapter) if relations is None else relations
 
     def extract(self, text: str) -> Extraction:
         """The triples of a text. Errors: ValueError for an empty one."""
@@ -92,6 +93,10 @@ class TripletExtractor:
 
         progress: a bar; None shows one from 200 texts on. Errors: ValueError names the empty text.
         """
+        return list(self.extract_each(texts, batch_size, progress, CHUNK))
+
+    def extract_each(self, texts, batch_size: int = 25, progress: bool | None = None, chunk: int = 100) -> Iterator[Extraction]:
+        """As `extract_batch`, one after another: the first `chunk` texts come as soon as they are read, then the next."""
         from tqdm.auto import tqdm
 
         from glmlab import answering
@@ -100,32 +105,43 @@ class TripletExtractor:
         for row in asked:
             if not isinstance(row.text, str) or not row.text.strip():
                 raise ValueError(f"text {row.row} is empty: give each text as one string")
-        task = replace(triplets.TASK, messages=lambda row, text, answered, form: triplets.messages(text, None, form, self.relations))
-        rule, found = partial(Copying, relations=self.relations) if self.constrained else None, []
+        task, rule = triplets.task_of(self.relations), partial(Copying, relations=self.relations) if self.constrained else None
         with tqdm(total=len(asked), disable=not (len(asked) >= 200 if progress is None else progress), unit="text") as bar:
-            for start in range(0, len(asked), CHUNK):
-                part = asked[start : start + CHUNK]
+            for start in range(0, len(asked), chunk):
+                part = asked[start : start + chunk]
                 answers = answering.answer_rows(self.model, self.tokenizer, task, part, self.form, self.max_length, self.max_new_tokens,
                                                 batch_size, lambda done: bar.update(start + done - bar.n), rule)
-                found += [self._extraction(row.text, text, cut) for row, text, cut in zip(part, answers.texts, answers.cut)]
-        return found
+                yield from map(self._extraction, [row.text for row in part], answers.texts, answers.cut)
 
     def _extraction(self, text: str, answer: str, cut: int) -> Extraction:
         parsed = triplets.parse(answer, self.relations)
         return Extraction(triplets.restore(text, parsed or []), answer, parsed is None, cut)
 
 
-def read_texts(path) -> tuple[list[str], list[rows.Problem]]:
+def read_texts(path) -> tuple[list[triplets.Sentence], list[rows.Problem]]:
     """The texts of a file to extract from: a line each, or JSON as `triplets.read` takes it; and the rows that could not be read.
 
-    Errors: one FileNotFoundError or ValueError for what spoils the whole file: missing, empty, not UTF-8.
+    JSON is a file called .json or .jsonl, or one whose first line is an object: a text may begin with a bracket ([新华社] …). `row`
+    counts all rows of the file from 0, empty lines too. Errors: one FileNotFoundError or ValueError for what spoils the whole file:
+    missing, empty, not UTF-8.
     """
     rows.require([path], "give a file with one text a line, or JSON lines")
     content = rows.read_text(path)
-    if rows.is_json(content):
-        found, problems = triplets.read(path)
-        return [row.text for row in found], problems
-    return [line.strip() for line in content.splitlines() if line.strip()], []
+    if Path(path).suffix.lower() in (".json", ".jsonl") or _begins_as_json(content):
+        return triplets.read(path)
+    lines = enumerate(content.splitlines())
+    return [triplets.Sentence(row, line.strip(), None) for row, line in lines if line.strip()], []
+
+
+def _begins_as_json(content: str) -> bool:
+    """Whether a text is JSON, or lines of it: a list or an object, as a whole or in its first line."""
+    for part in (content.strip().split("\n", 1)[0], content):
+        try:
+            found = json.loads(part)
+        except ValueError:
+            continue
+        return isinstance(found, dict) or isinstance(found, list) and all(isinstance(record, dict) for record in found)
+    return False
 
 
 def _load(base, adapter, quantization, dtype, device):
@@ -138,11 +154,19 @@ def _load(base, adapter, quantization, dtype, device):
 
 def trained_form(adapter, otherwise: str = "system") -> str:
     """The form of the prompt a checkpoint was trained with, as its glmlab.json says; `otherwise` where nothing does."""
+    return _trained(adapter).get("form", otherwise)
+
+
+def trained_relations(adapter) -> dict[str, triplets.Relation]:
+    """The relations a checkpoint was trained on, as its glmlab.json says; those of the course where nothing does."""
+    return triplets.of_run(_trained(adapter).get("relations", ()))
+
+
+def _trained(adapter) -> dict:
+    """What the glmlab.json of a checkpoint says; nothing for an untuned base (None) or an adapter of another tool."""
     from glmlab.models import CHECKPOINT_FILE
     file = Path(adapter) / CHECKPOINT_FILE if adapter is not None else None
-    if file is None or not file.is_file():
-        return otherwise
-    return json.loads(file.read_text(encoding="utf-8")).get("form", otherwise)
+    return json.loads(file.read_text(encoding="utf-8")) if file is not None and file.is_file() else {}
 
 
 def as_intent(probabilities, turns_dropped: int = 0) -> Intent:

@@ -16,12 +16,12 @@ from importlib import metadata
 from itertools import chain
 from pathlib import Path
 
-from glmlab import __version__, chat, models, paths
+from glmlab import __version__, chat, models, paths, processes
 
 RUN_FILE = "run.json"
 LOG_FILE = "log.jsonl"
 ADAPTER_FILES = ("adapter_model.safetensors", "adapter_config.json")
-RESUME_FILES = ("optimizer.pt", "scheduler.pt", "trainer_state.json", "rng_state*.pth")  # what going on needs
+RESUME_FILES = ("optimizer.*", "scheduler.pt", "trainer_state.json", "rng_state*.pth")  # what going on needs
 STATE_FILES = (*RESUME_FILES, "scaler.pt")
 #: Settings that may differ when a run goes on: they do not change its result, or are compared by what they stand for.
 FREE_SETTINGS = {"run", "resume", "tensorboard", "keep_optimizer", "gradient_checkpointing", "pack_tokens", "compile_layers", "device",
@@ -33,7 +33,8 @@ FULL_DISK = ("No space left", "os error 28", "Disk quota", "PytorchStreamWriter"
 # --- what a run is -----------------------------------------------------------------------------------------------
 
 def describe(settings, model, tokenizer, samples: list[chat.Sample], dev: list[chat.Sample], source: dict) -> dict:
-    """The content of run.json. source: facts of the data files, of which all but the leaves named `file` must stay the same."""
+    """The content of run.json. source: facts of the data files, of which all must stay the same but `file`, and
+    `relations`, which follow from the rows."""
     written = asdict(settings)
     for name in ("train_file", "dev_file"):
         written[name] = paths.shown(written[name]) if written[name] else ""
@@ -44,6 +45,7 @@ def describe(settings, model, tokenizer, samples: list[chat.Sample], dev: list[c
         "settings": written, "base": base_facts(settings.base, model), "data": source,
         "samples": {"train": len(samples), "dev": len(dev), "sha256": _fingerprint([*samples, *dev])},
         "chat_format": chat.format_of(tokenizer).name, "dtype": str(model.dtype).removeprefix("torch."), "device": str(model.device),
+        "processes": processes.count(), "sharded": processes.sharded(),
         "trainable_parameters": trainable, "all_parameters": total,
         "versions": {"python": sys.version.split()[0], "glmlab": __version__}
         | {name: _version(name) for name in ("torch", "transformers", "peft", "bitsandbytes")},
@@ -85,7 +87,7 @@ def differences(there: dict, now: dict) -> list[str]:
     found = []
     for name in dict.fromkeys([*one, *two]):
         path = name.split(".")
-        free = path[-1] in FREE_SETTINGS if path[0] == "settings" else path[-1] == "file"
+        free = path[-1] in FREE_SETTINGS if path[0] == "settings" else path[-1] in ("file", "relations")
         if not free and one.get(name) != two.get(name):
             found.append(f"{name.removeprefix('settings.')}: {_short(one.get(name))} there, {_short(two.get(name))} now")
     return found
@@ -107,8 +109,8 @@ def _short(value) -> str:
 def open_run(folder: Path, record: dict, resume: bool, log=print) -> Path | None:
     """Make the run folder ready: None to train from the start, else the checkpoint to go on from (`is_last`: nothing to do).
 
-    Errors: ValueError for a run with other settings or data, a damaged checkpoint, or none that can be gone on from;
-    FileExistsError if there is a run and resume is False. Nothing but interrupted checkpoints is ever removed.
+    Errors: ValueError for a run with other settings or data, one that another number of processes began, a damaged checkpoint, or none
+    that can be gone on from; FileExistsError if there is a run and resume is False. Nothing but interrupted checkpoints is ever removed.
     """
     shown = paths.shown(folder)
     if not (folder / RUN_FILE).is_file():
@@ -127,6 +129,8 @@ def open_run(folder: Path, record: dict, resume: bool, log=print) -> Path | None
     checkpoint = _last_usable(folder)
     if checkpoint is None:
         return _start(folder, record)
+    if not is_last(checkpoint):
+        _check_processes(shown, there, record)
     changed = [f"{name} {there['versions'].get(name)} -> {version}" for name, version in record["versions"].items()
                if there["versions"].get(name) != version]
     if changed and not is_last(checkpoint):
@@ -139,6 +143,15 @@ def open_run(folder: Path, record: dict, resume: bool, log=print) -> Path | None
 def _start(folder: Path, record: dict) -> None:
     paths.write_json(folder / RUN_FILE, record)
     (folder / LOG_FILE).unlink(missing_ok=True)
+
+
+def _check_processes(shown: str, there: dict, now: dict) -> None:
+    """Refuse to go on with other processes: sums would be rounded in another order, dropout drawn otherwise, shards be others."""
+    one, two = ((record.get("processes", 1), record.get("sharded", False)) for record in (there, now))
+    if one != two:
+        began, here = (f"{count} process{'es' if count > 1 else ''}{' with FSDP' if shards else ''}" for count, shards in (one, two))
+        raise ValueError(f"{shown} was begun by {began} and would go on in {here}, which is not exactly the same run; go on with {began} "
+                         f"(accelerate launch --num_processes {one[0]}), choose another run name, or delete the folder to train anew")
 
 
 def _last_usable(folder: Path) -> Path | None:
@@ -161,8 +174,8 @@ def _check_state(checkpoint: Path) -> None:
         models.check_adapter(checkpoint)
     except OSError as error:
         raise ValueError(f"{error}; or {remedy}") from error
-    for path in sorted(checkpoint.glob("*.pt*")):  # what torch.save writes is a zip archive, whose list of contents comes last
-        if not zipfile.is_zipfile(path):
+    for path in sorted(found for pattern in ("*.pt*", "*.bin") for found in checkpoint.glob(pattern)):  # torch.save writes zip archives,
+        if not zipfile.is_zipfile(path):  # whose list of contents comes last
             raise ValueError(f"{paths.shown(path)} is cut or damaged; {remedy}")
 
 

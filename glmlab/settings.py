@@ -53,7 +53,7 @@ def read(cls, namespace: dict):
         found.append(f"parameters: {', '.join(known)}")
         if unknown:
             found.append("(in an open notebook: correct the cell, then restart the kernel)")
-        raise ValueError("the parameters of this notebook cannot be used:\n  " + "\n  ".join(found))
+        raise ValueError("the parameters cannot be used:\n  " + "\n  ".join(found))
     namespace[SEEN] = True
     return cls(**values)
 

@@ -1,6 +1,12 @@
-"""The Hugging Face Trainer on batches of packing.py: collator, loss, evaluation; the log and the lines it prints."""
+"""The Hugging Face Trainer on batches of packing.py: collator, loss, evaluation; the log and the lines it prints.
 
+On several processes each reads all samples of an optimizer step and computes its part of them, so that a step is the same samples,
+weighted alike, whatever the number of processes; only rounding and what dropout draws differ.
+"""
+
+import os
 import time
+from collections.abc import Callable
 from contextlib import nullcontext
 from pathlib import Path
 
@@ -9,7 +15,7 @@ from torch.utils.data import DataLoader
 from transformers import EarlyStoppingCallback, Trainer, TrainerCallback
 from transformers.trainer_utils import EvalLoopOutput
 
-from glmlab import chat, packing, runs
+from glmlab import chat, memory, packing, processes, runs
 from glmlab.device import memory_used
 
 LINES = 30  # progress lines a run, at most
@@ -36,6 +42,17 @@ class Collator:
         return packing.bins(samples, self.prefix, pack_tokens)
 
 
+def deal(samples: list[chat.Sample], count: int) -> list[list[chat.Sample]]:
+    """The samples of a step for each of `count` processes: the longest first, each to the process with the fewest tokens so far."""
+    shares: list[list[int]] = [[] for _ in range(count)]
+    tokens = [0] * count
+    for place in sorted(range(len(samples)), key=lambda place: -len(samples[place].ids)):
+        process = tokens.index(min(tokens))
+        shares[process].append(place)
+        tokens[process] += len(samples[place].ids)
+    return [[samples[place] for place in sorted(share)] for share in shares]
+
+
 class PackTrainer(Trainer):
     """The Trainer on batches of packing.py: one batch is all samples of an optimizer step, computed in as many passes as it takes.
 
@@ -45,17 +62,30 @@ class PackTrainer(Trainer):
 
     loss_is_scaled_for_ga = True  # training_step divides by the tokens of the whole step
 
-    def __init__(self, *args, collator: Collator, eval_collator: Collator, pack_tokens: int, rows: int, log=print, **kwargs):
-        """pack_tokens: tokens of one packed pass. rows: samples of one padded pass."""
+    def __init__(self, *args, collator: Collator, eval_collator: Collator, pack_tokens: int, rows: int, log=print,
+                 asked_to_stop: Callable[[], bool] = lambda: False, **kwargs):
+        """pack_tokens: tokens of one packed pass. rows: samples of one padded pass. Both are the same on all processes.
+        asked_to_stop: tells whether this process was interrupted; then all of them stop after the same step."""
         super().__init__(*args, data_collator=lambda samples: {"samples": samples}, **kwargs)
         self.collator, self.eval_collator, self.pack_tokens, self.rows, self.said = collator, eval_collator, pack_tokens, rows, log
-        self.computed = self.labelled = 0  # tokens so far in this session
+        self.asked_to_stop = asked_to_stop
+        self.bf16 = self.model.dtype == torch.bfloat16  # asked now: a sharded model has no simple answer
+        self.computed = self.labelled = 0  # tokens so far in this session, of all processes
+        if self.is_fsdp_enabled:
+            self._check_sharding(self.accelerator.state.fsdp_plugin)
+
+    def get_train_dataloader(self) -> DataLoader:
+        """The steps of one process on every process, in its order; `_passes` divides each step."""
+        loader = super().get_train_dataloader()
+        if self.accelerator.num_processes > 1:  # accelerate would give each process other steps, and fill up the last with repeated rows
+            shard = loader.batch_sampler
+            shard.num_processes, shard.process_index, shard.even_batches = 1, 0, False
+        return loader
 
     def get_batch_samples(self, epoch_iterator, num_batches, device):
-        """The samples of one optimizer step and their labelled tokens on all processes."""
+        """The samples of one optimizer step and their labelled tokens."""
         batches, _ = super().get_batch_samples(epoch_iterator, num_batches, device)
-        total = torch.as_tensor(sum(packing.labelled(sample) for batch in batches for sample in batch["samples"]), device=device)
-        return batches, self.accelerator.gather(total).sum()
+        return batches, sum(packing.labelled(sample) for batch in batches for sample in batch["samples"])
 
     def floating_point_ops(self, inputs):
         """The Trainer's estimate reads a tensor that a list of samples has not."""
@@ -64,7 +94,8 @@ class PackTrainer(Trainer):
     def training_step(self, model, inputs, num_items_in_batch=None):
         """Forward and backward passes of one optimizer step.
 
-        When the memory does not suffice, the step begins anew with packs half as long; nothing of it is lost.
+        When the memory does not suffice, the step begins anew with packs half as long, and when the layers cannot be compiled, with plain
+        ones; nothing of it is lost.
         Errors: the memory error of a sample that does not fit alone; FloatingPointError before a loss that is no number spoils the adapter.
         """
         states = [torch.get_rng_state(), *([torch.cuda.get_rng_state()] if self.args.device.type == "cuda" else [])]
@@ -72,7 +103,7 @@ class PackTrainer(Trainer):
             try:
                 return self._step(model, inputs["samples"], num_items_in_batch)
             except RuntimeError as error:
-                if not self._halve(inputs["samples"], error):
+                if not self._release(error) and not self._halve(inputs["samples"], error):
                     raise
             model.zero_grad()
             torch.set_rng_state(states[0])
@@ -80,28 +111,47 @@ class PackTrainer(Trainer):
                 torch.cuda.set_rng_state(states[1])
                 torch.cuda.empty_cache()
 
-    def _step(self, model, samples: list[chat.Sample], total: torch.Tensor) -> torch.Tensor:
+    def _step(self, model, samples: list[chat.Sample], total: int) -> torch.Tensor:
         model.train()
-        passes = self._as_many_as_others(self.collator.passes(samples, self.pack_tokens, self.rows))
-        loss, computed, labelled = torch.zeros((), device=self.args.device), 0, 0
-        for number, (chosen, counts) in enumerate(passes):
+        passes, count = self._passes(samples), self.accelerator.num_processes
+        loss, computed = torch.zeros((), device=self.args.device), 0
+        for number, (chosen, weight) in enumerate(passes):
             batch = self._prepare_inputs(self.collator(chosen))
             with nullcontext() if number == len(passes) - 1 else self.accelerator.no_sync(model):
                 with self.autocast_smart_context_manager():  # several processes each get the mean of their gradients, hence the factor
-                    part = packing.loss_sum(model, batch) * counts / total * self.accelerator.num_processes
+                    part = packing.loss_sum(model, batch) * weight / total * count
                 self.accelerator.backward(part)
             loss += part.detach()
-            computed, labelled = computed + batch["input_ids"].numel(), labelled + len(batch["labels"])
+            computed += batch["input_ids"].numel()
+        facts = torch.stack([loss, *torch.tensor([computed, self.asked_to_stop()], device=loss.device, dtype=loss.dtype)])
+        facts = self.accelerator.reduce(facts, "sum")  # what one process knows, all must know: they fail and stop together
+        loss, (_, computed, stop) = facts[0] / count, facts.tolist()
         if not torch.isfinite(loss):
             hint = " or use bf16 instead of fp16" if self.args.fp16 else ""
-            raise FloatingPointError(f"the loss is {loss.item()} at step {self.state.global_step + 1}; lower learning_rate{hint}")
-        self.computed, self.labelled = self.computed + computed, self.labelled + labelled
+            raise processes.on_all(FloatingPointError(f"the loss is {loss.item()} at step {self.state.global_step + 1}; lower "
+                                                      f"learning_rate{hint}"))
+        if stop:
+            raise processes.on_all(KeyboardInterrupt())
+        self.computed, self.labelled = self.computed + int(computed), self.labelled + total
         return loss
 
-    def _as_many_as_others(self, passes: list[list[chat.Sample]]) -> list[tuple[list[chat.Sample], int]]:
-        """(samples, 1) a pass; every process takes equally many, because sharded weights are gathered in each. Repeated ones count 0."""
-        most = int(self.accelerator.gather(torch.tensor([len(passes)], device=self.args.device)).max())
-        return [(chosen, 1) for chosen in passes] + [(passes[-1], 0)] * (most - len(passes))
+    def _passes(self, samples: list[chat.Sample]) -> list[tuple[list[chat.Sample], int]]:
+        """(samples, 1) of each pass of this process over its share of a step.
+
+        Every process takes equally many, because weights or gradients are exchanged in each; one that has no more repeats samples that
+        count 0.
+        """
+        found = [self.collator.passes(share, self.pack_tokens, self.rows) for share in deal(samples, self.accelerator.num_processes)]
+        mine = found[self.accelerator.process_index]
+        return [(chosen, 1) for chosen in mine] + [(mine[-1] if mine else samples[:1], 0)] * (max(map(len, found)) - len(mine))
+
+    def _release(self, error: RuntimeError) -> bool:
+        """After an error of the compiler: plain layers from now on. False for another error."""
+        from torch._dynamo.exc import TorchDynamoException
+        if not isinstance(error, TorchDynamoException) or not memory.release_layers(self.model):
+            return False
+        self.said(f"layers are not compiled from step {self.state.global_step + 1} on: {type(error).__name__}: {str(error).splitlines()[0]}")
+        return True
 
     def _halve(self, samples: list[chat.Sample], error: RuntimeError) -> bool:
         """After a memory error: shorter packs from now on. False for another error, or when no pass can be made shorter."""
@@ -117,31 +167,68 @@ class PackTrainer(Trainer):
 
     def autocast_smart_context_manager(self, cache_enabled=True):
         """bf16 arithmetic for the adapter on a bf16 base (see the module's docstring)."""
-        on = self.model.dtype == torch.bfloat16
-        return torch.autocast(self.model.device.type, dtype=torch.bfloat16, enabled=on, cache_enabled=cache_enabled)
+        return torch.autocast(self.args.device.type, dtype=torch.bfloat16, enabled=self.bf16, cache_enabled=cache_enabled)
+
+    # --- evaluation ----------------------------------------------------------------------------------------------
 
     def get_eval_dataloader(self, eval_dataset=None) -> DataLoader:
         """All dev samples in their order, on every process."""
-        return DataLoader(self.eval_dataset, self.args.eval_batch_size, collate_fn=self.eval_collator)
+        return DataLoader(self.eval_dataset, self.args.eval_batch_size, collate_fn=lambda samples: samples)
 
     def evaluation_loop(self, dataloader, description, prediction_loss_only=None, ignore_keys=None, metric_key_prefix="eval"):
-        """Mean loss a labelled token, and the share of samples whose every labelled token is the most likely one."""
-        loss = tokens = wrong = count = 0
+        """Mean loss a labelled token, and the share of samples whose every labelled token is the most likely one.
+
+        The batches are dealt to the processes and added up in their order: the same numbers as in one process. One that has no more
+        repeats the last batch, because sharded weights are gathered in each.
+        """
+        count, mine = self.accelerator.num_processes, []
         self.model.eval()
         with torch.no_grad(), torch.random.fork_rng(devices=[]), self.autocast_smart_context_manager():  # a DataLoader draws a seed
-            for batch in dataloader:
-                batch = self._prepare_inputs(batch)
-                logits = packing.label_logits(self.model, batch).float()
-                loss += torch.nn.functional.cross_entropy(logits, batch["labels"], reduction="sum").item()
-                tokens += len(batch["labels"])
-                wrong += batch["sample"][logits.argmax(-1) != batch["labels"]].unique().numel()
-                count += batch["sample"][-1].item() + 1
-        metrics = {f"{metric_key_prefix}_loss": loss / tokens, f"{metric_key_prefix}_accuracy": 1 - wrong / count}
-        return EvalLoopOutput(None, None, metrics, count)
+            batches = list(dataloader)
+            for number in range(self.accelerator.process_index, -(-len(batches) // count) * count, count):
+                found = self._evaluated(batches[min(number, len(batches) - 1)])
+                mine += [(number, *found)] if number < len(batches) else []
+        _, losses, tokens, wrong, rows = zip(*sorted(processes.joined(mine)))
+        metrics = {f"{metric_key_prefix}_loss": sum(losses) / sum(tokens), f"{metric_key_prefix}_accuracy": 1 - sum(wrong) / sum(rows)}
+        return EvalLoopOutput(None, None, metrics, sum(rows))
 
-    def _save(self, output_dir=None, state_dict=None):
+    def _evaluated(self, samples: list[chat.Sample]) -> tuple[float, int, int, int]:
+        """Summed loss, labelled tokens, samples with a wrong token, samples."""
+        batch = self._prepare_inputs(self.eval_collator(samples))
+        logits = packing.label_logits(self.model, batch).float()
+        loss = torch.nn.functional.cross_entropy(logits, batch["labels"], reduction="sum").item()
+        wrong = batch["sample"][logits.argmax(-1) != batch["labels"]].unique().numel()
+        return loss, len(batch["labels"]), wrong, len(samples)
+
+    # --- checkpoints ---------------------------------------------------------------------------------------------
+
+    def save_model(self, output_dir=None, _internal_call=False):
         """The adapter alone: no tokenizer, no pickled arguments, no question to the Hub about the base's vocabulary."""
-        self.model.save_pretrained(output_dir, state_dict=state_dict, save_embedding_layers=False, is_main_process=self.args.should_save)
+        state = None
+        if self.is_fsdp_enabled:  # all processes give their shards, one after another
+            state = {name: weight.full_tensor().cpu() for name, weight in self.model.named_parameters() if weight.requires_grad}
+        if self.args.should_save:
+            self.model.save_pretrained(output_dir, state_dict=state, save_embedding_layers=False)
+
+    def _check_sharding(self, plugin) -> None:
+        if plugin.fsdp_version != 2:
+            raise processes.on_all(ValueError(f"fsdp_version is {plugin.fsdp_version}; set it to 2, which shards a 4-bit base and a 32-bit "
+                                              "adapter side by side, as in notebooks/settings/accelerate/fsdp.yaml"))
+        plugin.set_state_dict_type("FULL_STATE_DICT")  # one optimizer file, as without shards
+
+    def _save_optimizer_and_scheduler(self, output_dir):
+        """Of a sharded run the optimizer's shards in one file; the Trainer would write the base beside it."""
+        if not self.is_fsdp_enabled:
+            return super()._save_optimizer_and_scheduler(output_dir)
+        from accelerate.utils import save_fsdp_optimizer
+        save_fsdp_optimizer(self.accelerator.state.fsdp_plugin, self.accelerator, self.optimizer, self.model, output_dir)
+        if self.args.should_save:
+            torch.save(self.lr_scheduler.state_dict(), os.path.join(output_dir, "scheduler.pt"))
+
+    def _load_from_checkpoint(self, resume_from_checkpoint, model=None):
+        """A sharded model got its adapter before it was sharded (`training.train`)."""
+        if not self.is_fsdp_enabled:
+            super()._load_from_checkpoint(resume_from_checkpoint, model)
 
 
 class StopAndSave(EarlyStoppingCallback):
@@ -164,6 +251,8 @@ class Reporter(TrainerCallback):
         self.before = max((entry["seconds"] for entry in runs.read_log(folder)), default=0.0)  # of earlier sessions
 
     def on_train_begin(self, args, state, control, **kwargs):
+        if args.process_index:  # each process drops other inputs of the adapter; a resumed run then takes up its saved random state
+            torch.manual_seed(args.seed + args.process_index)
         self.started = self.mark = time.perf_counter()
         self.first_step = state.global_step
         self.seconds, self.last = 0.0, (0.0, 0, 0)  # training time without evaluations and checkpoints; it and tokens at the last event
@@ -197,6 +286,7 @@ class Reporter(TrainerCallback):
         self.mark = time.perf_counter()
 
     def on_save(self, args, state, control, **kwargs):
+        self.trainer.accelerator.wait_for_everyone()  # every process has a file in the checkpoint
         if state.is_world_process_zero:
             checkpoint = self.folder / f"checkpoint-{state.global_step}"
             if state.best_model_checkpoint:  # an absolute path that nothing here needs

@@ -11,6 +11,10 @@ its input to 32 bit. On an fp16 base (GPUs without bf16) the Trainer adds loss s
 
 Exactness. A run is a function of settings, base and samples: the adapter is drawn anew with the seed at its start, evaluation
 draws nothing, and k steps, an interruption and n - k steps give what n steps give, bit for bit on one CPU.
+
+Several processes (`accelerate launch`; DDP, or FSDP, which shards the weights): each step is the same samples as in one process, and its
+gradient is equal up to rounding, except that each process draws LoRA dropout for itself. Only the first process touches the run folder.
+A run goes on with as many processes as it was begun with.
 """
 
 import warnings
@@ -21,7 +25,7 @@ import torch
 import transformers
 from transformers import PrinterCallback, TrainingArguments
 
-from glmlab import chat, memory, models, paths, runs
+from glmlab import chat, memory, models, paths, processes, runs
 from glmlab.runs import read_log  # noqa: F401  part of this module's interface
 from glmlab.trainer import Collator, PackTrainer, Reporter, StopAndSave, clock, log_interval
 
@@ -33,11 +37,12 @@ class TrainingInterrupted(KeyboardInterrupt):
 # --- the model ---------------------------------------------------------------------------------------------------
 
 def prepare(settings):
-    """Load the base with a fresh adapter on it: `(model, tokenizer)`. settings: TrainSettings.
+    """Load the base with a fresh adapter on it: `(model, tokenizer)`. settings: TrainSettings. Of several processes each loads its own.
 
     Errors: ValueError for target modules the base does not have (it lists those there are), or fp16 on a CPU; those of load_base.
     """
     from peft import LoraConfig, get_peft_model
+    processes.start(settings.device)
     model, tokenizer = models.load_base(settings.base, "nf4" if settings.method == "qlora" else "none", settings.dtype, settings.device)
     if model.dtype == torch.float16 and model.device.type != "cuda":
         raise ValueError("dtype fp16 trains on NVIDIA GPUs only, where the loss is scaled against underflow; use fp32 or bf16 here")
@@ -98,14 +103,17 @@ def train(settings, model, tokenizer, samples: list[chat.Sample], dev: list[chat
     """Train the adapter of `prepare(settings)` and return the run folder; afterwards the model holds the last checkpoint.
 
     samples, dev: encoded, with answers. source: facts of the data for run.json, e.g. {"train": {"file", "sha256", "rows"}}.
-    A run that was interrupted goes on from its last finished checkpoint, a finished one is loaded.
-    Errors: ValueError for samples without labels and for a run folder that holds another run; FileExistsError for one that exists
-    when resume is False; TrainingInterrupted; OSError for a full disk; MemoryError; FloatingPointError for a loss that is no number.
+    A run that was interrupted goes on from its last finished checkpoint, a finished one is loaded. Of several processes all call this;
+    a model that was sharded (FSDP) stays so.
+    Errors: ValueError for samples without labels, fewer of them a step than processes, and a run folder that holds another run;
+    FileExistsError for one that exists when resume is False; TrainingInterrupted; OSError for a full disk; MemoryError;
+    FloatingPointError for a loss that is no number.
     """
-    _check(settings, samples, dev)
+    log = log if processes.rank() == 0 else lambda line: None
+    processes.together(lambda: _check(settings, samples, dev))
     folder = paths.runs(settings.run)
-    record = runs.describe(settings, model, tokenizer, samples, dev, source)
-    checkpoint = runs.open_run(folder, record, settings.resume, log)
+    record = processes.from_first(lambda: runs.describe(settings, model, tokenizer, samples, dev, source))
+    checkpoint = processes.from_first(lambda: runs.open_run(folder, record, settings.resume, log))
     if checkpoint and runs.is_last(checkpoint):
         log(f"run {settings.run} is finished: {paths.shown(checkpoint)} is loaded")
         model.load_adapter(str(checkpoint), "default", is_trainable=True)
@@ -114,15 +122,24 @@ def train(settings, model, tokenizer, samples: list[chat.Sample], dev: list[chat
             log(f"run {settings.run} goes on from {paths.shown(checkpoint)}")
         else:
             _draw_adapter(model, settings.seed)
-        with _undisturbed(model):
-            if settings.compile_layers and model.device.type == "cuda" and settings.steps >= memory.COMPILE_STEPS:
+        if checkpoint and processes.sharded():
+            model.load_adapter(str(checkpoint), "default", is_trainable=True)
+        with _undisturbed(model), processes.interrupts() as asked_to_stop:
+            trainer = _trainer(settings, model, tokenizer, samples, dev, folder, record, log, asked_to_stop)
+            if _compiles(settings, model, trainer.args.activation_checkpointing):
                 memory.compile_layers(model)
-            trainer = _trainer(settings, model, tokenizer, samples, dev, folder, record, log)
             _run(trainer, settings, folder, checkpoint)
-    result = runs.finish_run(folder, settings.steps, settings.keep_optimizer)
+    result = processes.from_first(lambda: runs.finish_run(folder, settings.steps, settings.keep_optimizer))
     best = f", best dev loss {result['best_eval_loss']:.4f} at step {result['best_step']}" if "best_step" in result else ""
     log(f"run {settings.run}: {result['steps']} steps in {clock(result['seconds'])}{best}; {paths.shown(folder)}")
     return folder
+
+
+def _compiles(settings, model, checkpointing: bool) -> bool:
+    """Whether layers are compiled: on a GPU, where the minute is earned back. Not sharded ones, which would not see that their weights are
+    gathered, nor checkpointed ones, which torch 2.11 fails to compile for any number of tokens and which hold more memory then."""
+    return (settings.compile_layers and model.device.type == "cuda" and settings.steps >= memory.COMPILE_STEPS
+            and not processes.sharded() and not checkpointing)
 
 
 @contextmanager
@@ -147,28 +164,33 @@ def _check(settings, samples, dev) -> None:
             raise ValueError(f"{name} sample {empty[0]} has no answer to learn; encode it with chat.encode_sample")
     if not samples:
         raise ValueError("there are no training samples; look at train_file and train_samples")
+    batch = settings.batch_size * settings.accumulation
+    if batch < processes.count():
+        raise ValueError(f"batch_size x accumulation is {batch}, fewer rows a step than the {processes.count()} processes; raise one of "
+                         "them, or launch fewer processes")
     if settings.eval_steps and not dev:
         raise ValueError(f"eval_steps is {settings.eval_steps} but there are no dev samples; set eval_steps to 0, or give a dev_file")
 
 
-def _trainer(settings, model, tokenizer, samples, dev, folder: Path, record: dict, log) -> PackTrainer:
+def _trainer(settings, model, tokenizer, samples, dev, folder: Path, record: dict, log, asked_to_stop=lambda: False) -> PackTrainer:
     facts = {"base": record["base"]["name"], "chat_format": record["chat_format"], "dtype": record["dtype"],
-             **{name: getattr(settings, name) for name in ("method", "form", "max_length")}}
+             **{name: getattr(settings, name) for name in ("method", "form", "max_length")},
+             **{name: record["data"][name] for name in ("relations",) if name in record["data"]}}
     reporter = Reporter(folder, facts, log)
     callbacks = [StopAndSave(settings.early_stopping)] if settings.early_stopping else []
-    if settings.tensorboard:
+    if settings.tensorboard and processes.rank() == 0:
         from torch.utils.tensorboard import SummaryWriter
         from transformers.integrations import TensorBoardCallback
         callbacks.append(TensorBoardCallback(SummaryWriter(str(folder / "tensorboard"))))
     collator = Collator(samples, settings.share_prefix, tokenizer)
-    pack_tokens, checkpointing, why = memory.choose_pass(model, collator, samples, settings.pack_tokens, settings.gradient_checkpointing,
-                                                         settings.batch_size * settings.accumulation)
+    pack_tokens, checkpointing, why = memory.choose_for_all(model, collator, samples, settings.pack_tokens, settings.gradient_checkpointing,
+                                                            settings.batch_size * settings.accumulation)
     if pack_tokens:
         log(f"pack_tokens {pack_tokens:,}: {why}")
     trainer = PackTrainer(
         model=model, args=_arguments(settings, model, folder, checkpointing), train_dataset=samples, eval_dataset=dev,
         callbacks=[*callbacks, reporter], collator=collator, eval_collator=Collator(dev, settings.share_prefix, tokenizer),
-        pack_tokens=pack_tokens, rows=settings.batch_size, log=log)
+        pack_tokens=pack_tokens, rows=settings.batch_size, log=log, asked_to_stop=asked_to_stop)
     trainer.remove_callback(PrinterCallback)
     reporter.trainer = trainer
     return trainer
@@ -188,7 +210,7 @@ def _arguments(settings, model, folder: Path, checkpointing: bool) -> TrainingAr
         save_steps=settings.checkpoint_steps, eval_strategy="steps" if evaluates else "no", eval_steps=settings.eval_steps or None,
         metric_for_best_model="eval_loss" if stops_early else None, greater_is_better=False if stops_early else None,
         restore_callback_states_from_checkpoint=True, use_cpu=model.device.type == "cpu", dataloader_pin_memory=model.device.type == "cuda",
-        fp16=model.dtype == torch.float16)
+        fp16=model.dtype == torch.float16, ddp_find_unused_parameters=False)
     if model.device.type == "cuda" and arguments.device != model.device:
         raise ValueError(f"the model is on {model.device}, but training uses {arguments.device}, the first GPU this process sees; "
                          f"set CUDA_VISIBLE_DEVICES={model.device.index or 0} before Python starts, and device to cuda")
@@ -201,11 +223,11 @@ def _run(trainer: PackTrainer, settings, folder: Path, checkpoint: Path | None) 
     model = trainer.model
     try:
         trainer.train(resume_from_checkpoint=str(checkpoint) if checkpoint else None)
-    except KeyboardInterrupt:
-        runs.remove_unfinished(folder)
-        raise TrainingInterrupted(_interrupted(trainer.state.global_step, settings, folder)) from None
+    except KeyboardInterrupt as error:
+        _cleaned(folder)
+        raise processes.as_far_as(error, TrainingInterrupted(_interrupted(trainer.state.global_step, settings, folder))) from None
     except Exception as error:
-        lost = runs.remove_unfinished(folder)
+        lost = _cleaned(folder)
         if runs.disk_is_full(error):
             size = 12 * sum(parameter.numel() for parameter in model.parameters() if parameter.requires_grad)  # adapter, two moments
             raise OSError(runs.disk_message(folder, lost, size)) from error
@@ -215,6 +237,11 @@ def _run(trainer: PackTrainer, settings, folder: Path, checkpoint: Path | None) 
         raise
     finally:
         trainer.accelerator.unwrap_model(model, keep_fp32_wrapper=False)  # the wrapper that loss scaling puts around forward
+
+
+def _cleaned(folder: Path) -> list[str]:
+    """What the first process removes after the end of a training that came too early."""
+    return runs.remove_unfinished(folder) if processes.rank() == 0 else []
 
 
 def _interrupted(step: int, settings, folder: Path) -> str:

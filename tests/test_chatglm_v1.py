@@ -298,6 +298,19 @@ def test_half_precision_runs(attention, dtype):
 
 # --- config ------------------------------------------------------------------------------------------------------
 
+def test_attention_under_autocast_is_16_bit(monkeypatch):
+    """On GPUs torch.autocast gives norms in 32 bit, and 4-bit layers answer in the format they are asked in; FlashAttention takes 16 bit only."""
+    norm = torch.nn.LayerNorm.forward
+    monkeypatch.setattr(torch.nn.LayerNorm, "forward", lambda self, states: norm(self, states).float())
+    seen, model = [], make_model().to(torch.bfloat16)
+    for layer in model.transformer.layers:
+        layer.attention.query_key_value.register_forward_hook(lambda module, inputs, output: seen.append((inputs[0].dtype, output.dtype)))
+    with torch.autocast("cpu", dtype=torch.bfloat16):
+        out = model(input_ids=torch.tensor(ROWS[:1]), output_hidden_states=True)
+    assert set(seen) == {(torch.bfloat16, torch.bfloat16)}
+    assert {states.dtype for states in out.hidden_states} == {torch.bfloat16}
+
+
 def test_published_configs_read_as_they_are(tmp_path):
     for vocabulary, first, pad in ((130528, 130000, 3), (150528, 150000, 20003)):
         ids = {"mask_token_id": first, "gmask_token_id": first + 1, "bos_token_id": first + 4, "eos_token_id": first + 5,

@@ -1,9 +1,15 @@
-"""What only a GPU can show: packs by FlashAttention equal packs by mask, in 16 bit, forwards and backwards, compiled or not."""
+"""What only GPUs can show: packs by FlashAttention equal packs by mask, in 16 bit, forwards and backwards, compiled or not; DDP and FSDP."""
+
+import json
+import os
+import subprocess
+import sys
 
 import pytest
 import torch
+import two_processes
 
-from glmlab import bench, chat, memory, packing, scoring
+from glmlab import bench, chat, memory, models, packing, paths, runs, scoring
 
 pytestmark = pytest.mark.skipif(not torch.cuda.is_available(), reason="needs an NVIDIA GPU")
 
@@ -83,3 +89,48 @@ def test_scores_behind_a_cached_prefix_equal_those_one_by_one():
     together = scoring.score_ids(model, prompts, answers, 120, 2000)
     alone = scoring.score_ids(_glm4(torch.float32), prompts, answers, 0, 1)
     assert abs(together - alone).max() < 0.05 and (together.argmax(1) == alone.argmax(1)).mean() > 0.9
+
+
+# --- two GPUs ----------------------------------------------------------------------------------------------------
+
+@pytest.fixture(scope="module")
+def trained(tmp_path_factory):
+    """{"one", "ddp", "fsdp": the folder that `two_processes` filled on one GPU, on two, and on two that share the weights}."""
+    folder, settings = tmp_path_factory.mktemp("gpus"), paths.notebooks("settings", "accelerate", "fsdp.yaml")
+    launch = [sys.executable, "-m", "accelerate.commands.launch", "--num_processes", "2", "--main_process_port", "0"]
+    ways = {"one": [sys.executable], "ddp": [*launch, "--multi_gpu"], "fsdp": [*launch, "--config_file", str(settings)]}
+    for name, way in ways.items():
+        gpus = {"CUDA_VISIBLE_DEVICES": "0"} if name == "one" else {}
+        done = subprocess.run([*way, two_processes.__file__, "gpu", str(folder / name)], env={**os.environ, **gpus, "PYTHONPATH": str(paths.ROOT)}, capture_output=True, text=True,
+                              cwd=paths.ROOT, timeout=500)
+        assert done.returncode == 0, done.stderr[-5000:]
+    return {name: folder / name for name in ways}
+
+
+@pytest.mark.skipif(torch.cuda.device_count() < 2, reason="needs two NVIDIA GPUs")
+@pytest.mark.parametrize("way", ["ddp", "fsdp"])
+@pytest.mark.parametrize("run, off", [("gpu-float32", 2e-5), ("gpu-4bit", 0.05)])
+def test_two_gpus_compute_what_one_computes(trained, way, run, off):
+    """Every step's gradient; the saved adapter gives the loss that the log says. off: relative, of float32 and of bf16 arithmetic."""
+    one, two = (torch.load(trained[name] / f"{run}.pt", map_location="cpu") for name in ("one", way))
+    assert two["samples"] == one["samples"] and len(one["gradients"]) == 3
+    distances = [_distance(found, wanted) for found, wanted in zip(two["gradients"], one["gradients"], strict=True)]
+    print(way, run, "gradients off by", [f"{distance:.1e}" for distance in distances])
+    assert max(distances) <= off
+    folder = trained[way] / "data" / "runs" / run
+    record, log = json.loads((folder / "run.json").read_text(encoding="utf-8")), runs.read_log(folder)
+    assert (record["processes"], record["sharded"]) == (2, way == "fsdp")
+    model, tokenizer = models.load_finetuned("glm4-tiny", folder / "checkpoint-3", "nf4" if run == "gpu-4bit" else "none",
+                                             record["dtype"], "cuda")
+    dev = two_processes.samples(tokenizer, 10)[5:]
+    with torch.no_grad():
+        loss = packing.loss_sum(model, packing.to(packing.pack(dev, chat.shared_prefix(dev)), "cuda")).item() / sum(map(packing.labelled, dev))
+    assert loss == pytest.approx(log[-1]["eval_loss"], rel=off)
+
+
+@pytest.mark.skipif(torch.cuda.device_count() < 2, reason="needs two NVIDIA GPUs")
+@pytest.mark.parametrize("way", ["ddp", "fsdp"])
+def test_a_run_on_two_gpus_goes_on(trained, way):
+    """With dropout: the losses of the run in one piece, up to sums whose order a GPU does not fix."""
+    whole, again = ([entry["loss"] for entry in runs.read_log(trained[way] / "data" / "runs" / name)] for name in ("whole", "interrupted"))
+    assert len(whole) == 4 and again == pytest.approx(whole, rel=0.02)

@@ -22,7 +22,7 @@ def refused(cls, **parameters):
         read(cls, namespace)
     assert settings.SEEN not in namespace
     head, *lines = str(error.value).split("\n  ")
-    assert head == "the parameters of this notebook cannot be used:"
+    assert head == "the parameters cannot be used:"
     listed = lines.index("parameters: " + ", ".join(field.name for field in dataclasses.fields(cls)))
     return lines[:listed]
 

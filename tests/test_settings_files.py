@@ -6,7 +6,7 @@ import re
 import pytest
 from papermill.iorw import read_yaml_file
 
-from glmlab import parameters, paths, settings
+from glmlab import bench_memory, models, parameters, paths, settings
 
 CLASSES = parameters.NOTEBOOKS
 FILES = sorted(paths.notebooks("settings").glob("*.yaml"))
@@ -58,3 +58,13 @@ def test_a_reference_run_was_trained_with_its_settings_file(task):
 def test_the_workshop_file_is_the_default_of_the_notebook():
     values = read_yaml_file(str(paths.notebooks("settings", "workshop.yaml")))
     assert parameters.TrainSettings(**values) == parameters.TrainSettings()
+
+
+@pytest.mark.parametrize("name, bases", bench_memory.BASES.items())
+def test_a_card_of_each_size_has_its_settings(name, bases):
+    values = read_yaml_file(str(paths.notebooks("settings", f"{name}.yaml")))
+    assert values["base"] == bases[0] and bench_memory.CARDS.keys() == bench_memory.BASES.keys()
+    weights = {"qlora": "nf4_gib", "lora": "bf16_gib"}[values["method"]]
+    for base in bases:  # half of the card at least is left for what training computes
+        assert getattr(models.CATALOGUE[base], weights) < (bench_memory.CARDS[name] - bench_memory.CONTEXT_GIB) / 2 + 0.01
+    assert values["pack_tokens"] == 0 and values["layers"] == 0 and values["max_length"] <= (2048 if "chatglm-6b" in bases else 8192)

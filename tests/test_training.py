@@ -10,7 +10,7 @@ import torch
 import transformers
 from safetensors.torch import load_file
 
-from glmlab import chat, models, paths, runs, trainer, training
+from glmlab import chat, memory, models, paths, runs, trainer, training
 from glmlab.parameters import TrainSettings
 
 ANSWERS = ["意图：6：咨询（含查询）账户信息", "意图：1：办理取消", "意图：10", "意图：16：咨询（含查询）服务渠道信息", "意图：7"]
@@ -436,6 +436,17 @@ def test_another_run_is_refused_by_name(settings, run, samples, make_base):
     run(settings(**free), source={"train": SOURCE["train"] | {"file": "elsewhere.csv"}})
 
 
+def test_a_run_keeps_the_relations_of_its_data(settings, run):
+    """In run.json and in each checkpoint, which may be copied alone; a run of before, which has none, goes on."""
+    folder = run(settings(steps=2), source=SOURCE)
+    assert "relations" not in json.loads((folder / "checkpoint-2" / "glmlab.json").read_text(encoding="utf-8"))
+    told = SOURCE | {"relations": ["创立", "朋友"]}
+    assert run(settings(steps=2), source=told) == folder
+    folder = run(settings(steps=2, run="told"), source=told)
+    assert json.loads((folder / "run.json").read_text(encoding="utf-8"))["data"]["relations"] == ["创立", "朋友"]
+    assert json.loads((folder / "checkpoint-2" / "glmlab.json").read_text(encoding="utf-8"))["relations"] == ["创立", "朋友"]
+
+
 def test_checkpoints_without_run_json_are_refused(settings, run):
     folder = run(settings())
     (folder / "run.json").unlink()
@@ -524,6 +535,22 @@ def test_out_of_memory_says_what_to_lower(settings, run, monkeypatch):
     monkeypatch.setattr(trainer.packing, "loss_sum", out_of_memory)
     with pytest.raises(MemoryError, match="batch_size lower than 4"):
         run(settings())
+
+
+def test_layers_that_cannot_be_compiled_are_computed_as_they_are(settings, run, monkeypatch):
+    def broken(graph, inputs):
+        raise RuntimeError("no code for this graph")
+
+    def compile_layers(model):
+        for layer in memory.layers(model):
+            layer.compile(backend=broken)
+    plain = run(settings(run="plain"))
+    monkeypatch.setattr(training, "_compiles", lambda *_: True)
+    monkeypatch.setattr(memory, "compile_layers", compile_layers)
+    lines = []
+    folder = run(settings(run="compiled"), lines=lines)
+    assert any(line.startswith("layers are not compiled from step 1 on: BackendCompilerFailed") for line in lines)
+    _assert_same(_weights(folder, 6), _weights(plain, 6))
 
 
 def test_a_loss_that_is_no_number_ends_the_run(settings, run):

@@ -73,8 +73,14 @@ def normalise(text: str) -> str:
 
 
 def normal(triple) -> Triple:
-    """A triple with its three parts normalised."""
-    return Triple(*map(normalise, triple))
+    """A triple as it is compared: its parts normalised, without quotation marks around a whole part, which an answer may add or leave out."""
+    return Triple(*(_unquoted(normalise(part)) for part in triple))
+
+
+def _unquoted(part: str) -> str:
+    while len(part) > 2 and part[0] == part[-1] and part[0] in "\"'" and part[0] not in part[1:-1]:
+        part = part[1:-1]
+    return part
 
 
 def in_text(span: str, text: str) -> bool:
@@ -109,7 +115,7 @@ def parse(text: str, relations: Mapping[str, Relation] = RELATIONS) -> list[Trip
     if not bare or _NOTHING.fullmatch(bare):
         return []
     found = [triple for line in plain.splitlines() for triple in _line_triples(line, _anchor(tuple(relations)))]
-    clean = [normal(map(_unquoted, triple)) for triple in found]
+    clean = map(normal, found)
     return list(dict.fromkeys(triple for triple in clean if all(triple))) or None
 
 
@@ -166,11 +172,6 @@ def _outwards(line: str, places: range, deeper: str, outer: str) -> int | None:
             depth -= 1
         depth += line[place] in deeper
     return None
-
-
-def _unquoted(part: str) -> str:
-    part = part.strip()
-    return part[1:-1] if len(part) > 2 and part[0] == part[-1] and part[0] in "\"'" else part
 
 
 def restore(text: str, triples: list[Triple]) -> list[Triple]:

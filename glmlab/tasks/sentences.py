@@ -17,8 +17,8 @@ from typing import NamedTuple
 
 import yaml
 
-from glmlab import paths
-from glmlab.tasks.triplets import RELATIONS, Relation, Sentence, Triple, as_lines, in_order
+from glmlab.tasks import triplets
+from glmlab.tasks.triplets import RELATIONS, Relation, Sentence, Triple, in_order
 from glmlab.tiny.grammar import expand, pick
 
 SIZES = {"train": 903, "val": 101, "test": 200}
@@ -251,7 +251,9 @@ def sentences(made: list[Made]) -> list[Sentence]:
 
 
 def write(folder: Path, sizes: dict[str, int] = SIZES, seed: int = SEED, wide: bool = False) -> list[Path]:
-    """Write train_triplet.jsonl, val_triplet.jsonl and test_triplet.jsonl; returns their paths. wide: train with names from `widened`."""
-    return [paths.write_text(Path(folder) / f"{split}_triplet.jsonl",
-                             as_lines(sentences(make(split, count, seed, wide=wide and split == "train"))))
+    """Write train_triplet.jsonl, val_triplet.jsonl and test_triplet.jsonl; returns their paths. wide: train with names from `widened`.
+
+    A different file that stood there is kept, as `triplets.write` does.
+    """
+    return [triplets.write(Path(folder) / f"{split}_triplet.jsonl", sentences(make(split, count, seed, wide=wide and split == "train")))[0]
             for split, count in sizes.items()]

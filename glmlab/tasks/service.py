@@ -305,5 +305,6 @@ def _rating(line: int | None, record) -> tuple[Row, str]:
     row = _row(line, turns, "")
     corrected = _row(line, [*turns[:-1], record.get("correction") or ""], "")
     if not corrected.fault:
+        row.fault = ""  # at most the rated answer was at fault, empty for instance, and that is what was corrected
         return row, corrected.target.text
     return row, row.target.text if up else ""

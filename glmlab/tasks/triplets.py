@@ -6,7 +6,7 @@ The answer to learn is one `(主体, 关系, 客体)` a line in order of mention
 import bisect
 import json
 import re
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -16,8 +16,8 @@ from glmlab.tasks.relations import NONE, RELATIONS, Relation, Triple, answer, in
 from glmlab.tasks.rows import Problem, Row, problem_table
 
 __all__ = ["INSTRUCTION", "NONE", "RELATIONS", "TASK", "Problem", "Relation", "Sentence", "Triple", "answer", "as_lines", "convert",
-           "in_order", "in_text", "messages", "normal", "normalise", "parse", "problem_table", "prompt_head", "read", "read_splits",
-           "relations_of", "restore", "shorten", "write"]
+           "in_order", "in_text", "labelled", "messages", "named", "normal", "normalise", "of_run", "parse", "problem_table", "prompt_head", "read",
+           "read_splits", "relations_of", "restore", "shorten", "task_of", "write"]
 
 
 # --- the prompt --------------------------------------------------------------------------------------------------
@@ -69,7 +69,7 @@ def _without(parts, count: int):
 
 # --- reading -----------------------------------------------------------------------------------------------------
 
-REMEDY = "the shipped sentences are made by: python -m glmlab sentences; for your own give the paths (train_file, val_file, test_file)"
+REMEDY = "the shipped sentences are made by: python -m glmlab sentences; for your own give the paths (train_file, dev_file, test_file)"
 
 
 @dataclass(frozen=True)
@@ -80,14 +80,37 @@ class Sentence:
     triples: tuple[Triple, ...] | None
 
 
-TASK = Task("triplets", "sentences", lambda sentence: sentence.text,
-            lambda sentence, text, answered, form: messages(text, sentence.triples if answered else None, form), shorten)
+def task_of(relations: Mapping[str, Relation] = RELATIONS) -> Task:
+    """The task over a list of relations, which the prompt of form "relations" names."""
+    return Task("triplets", "sentences", lambda sentence: sentence.text,
+                lambda sentence, text, answered, form: messages(text, sentence.triples if answered else None, form, relations), shorten)
+
+
+TASK = task_of()
+
+
+def labelled(sentences: list[Sentence]) -> list[Sentence]:
+    """The sentences whose triples are given, none included: those one can learn from and be measured on. Errors: ValueError for not one."""
+    found = [sentence for sentence in sentences if sentence.triples is not None]
+    if sentences and not found:
+        raise ValueError(f"none of the {len(sentences)} sentences has its triples given: nothing can be learnt from them or measured on them; "
+                         "add the answers (output or spo_list; 无 where there is none)")
+    return found
 
 
 def relations_of(sentences: list[Sentence], known: Mapping[str, Relation] = RELATIONS) -> dict[str, Relation]:
     """The known relations and those that only these sentences use, for prompt, parser and scores of a set with relations of its own."""
-    own = dict.fromkeys(triple.relation for sentence in sentences for triple in sentence.triples or ())
-    return {**known, **{name: known.get(name, Relation(name)) for name in own}}
+    return {**known, **named([triple.relation for sentence in sentences for triple in sentence.triples or ()], known)}
+
+
+def named(names: Iterable[str], known: Mapping[str, Relation] = RELATIONS) -> dict[str, Relation]:
+    """The relations of these names, each once; one that is not known means what it is called."""
+    return {name: known.get(name, Relation(name)) for name in names}
+
+
+def of_run(recorded: Iterable[str]) -> dict[str, Relation]:
+    """The relations that a run was trained on, of the names it recorded; those of the course where it recorded none."""
+    return named(recorded) or dict(RELATIONS)
 
 
 def read(path, relations: Mapping[str, Relation] = RELATIONS) -> tuple[list[Sentence], list[Problem]]:
