@@ -11,9 +11,10 @@ from dataclasses import dataclass, field
 from fastapi import FastAPI, Request
 from fastapi.responses import JSONResponse, Response, StreamingResponse
 
-from glmlab.worker import Busy, Ticket
+from glmlab.worker import Busy, Ticket, TooLong
 
 LARGEST_BODY = 2**20  # bytes; more text than any model here can read
+RETRY_AFTER = 2       # seconds a client should wait when all places are taken
 #: Accepted and without effect.
 HARMLESS = {"user", "metadata", "safety_identifier", "service_tier", "parallel_tool_calls", "store", "verbosity"}
 #: Known options that this server lacks, with the values that ask for nothing.
@@ -59,6 +60,10 @@ class Asked:
 
 
 async def _body(http: Request) -> dict:
+    """The JSON object of a request. Errors: Refused for anything else, also for what a form of a foreign page can send."""
+    given = http.headers.get("content-type", "")
+    if given.partition(";")[0].strip().lower() != "application/json":
+        raise Refused(415, f"the content type must be application/json, not {given[:60] or 'missing'}", "unsupported_media_type")
     content = bytearray()
     async for part in http.stream():
         content += part
@@ -161,7 +166,7 @@ class Exchange:
         except Busy as error:
             raise Refused(429, str(error), "queue_full") from error
         except ValueError as error:
-            raise Refused(400, str(error), "context_length_exceeded" if "tokens" in str(error) else "invalid_value") from error
+            raise Refused(400, str(error), "context_length_exceeded" if isinstance(error, TooLong) else "invalid_value") from error
         self.watch = asyncio.create_task(self._cancel_when_gone(http))
 
     async def _cancel_when_gone(self, http: Request) -> None:
@@ -259,7 +264,8 @@ def add_routes(app: FastAPI, talk, key: str) -> None:
 
     @app.exception_handler(Refused)
     async def refused(http: Request, error: Refused):
-        return JSONResponse(_error(str(error), error.code, error.status), status_code=error.status)
+        again = {"Retry-After": str(RETRY_AFTER)} if error.status == 429 else {}
+        return JSONResponse(_error(str(error), error.code, error.status), status_code=error.status, headers=again)
 
     @app.exception_handler(Exception)
     async def failed(http: Request, error: Exception):
@@ -289,6 +295,8 @@ def add_routes(app: FastAPI, talk, key: str) -> None:
         await exchange.start(http)
         return await exchange.respond()
 
-    @app.api_route("/v1/{rest:path}", methods=["GET", "POST", "PUT", "PATCH", "DELETE"])
-    async def nothing(http: Request, rest: str):
-        raise Refused(404, f"no {http.method} /v1/{rest} here, but POST /v1/chat/completions, GET /v1/models, GET /health", "not_found")
+    async def nothing(http: Request):
+        raise Refused(404, f"no {http.method} {http.url.path[:100]} here, but POST /v1/chat/completions, GET /v1/models, GET /health", "not_found")
+
+    for path in ("/v1", "/v1/{rest:path}"):
+        app.add_api_route(path, nothing, methods=["GET", "HEAD", "POST", "PUT", "PATCH", "DELETE", "OPTIONS"])

@@ -6,11 +6,17 @@ import secrets
 import sys
 import threading
 import time
+from collections.abc import Callable
 from pathlib import Path
 
 from glmlab import paths
 
 _appending = threading.Lock()
+_changing = threading.RLock()  # several tabs may write in one conversation
+
+
+class Gone(ValueError):
+    """A conversation that has been deleted meanwhile."""
 
 
 def folder(task: str) -> Path:
@@ -28,7 +34,7 @@ def now() -> str:
 def new(task: str) -> dict:
     """An empty conversation; it is not on disk before `save`.
 
-    Its turns: {"question", "answer", "model", "finish", "first", "seconds", "tokens", "left_out"} with times in seconds.
+    Its turns: {"id", "question", "answer", "model", "finish", "first", "seconds", "tokens", "left_out"} with times in seconds.
     """
     return {"id": time.strftime("%Y%m%d-%H%M%S-") + secrets.token_hex(3), "task": task, "updated": now(), "turns": []}
 
@@ -40,21 +46,37 @@ def _file(task: str, name: str) -> Path:
     return folder(task) / f"{name}.json"
 
 
+def new_turn(question: str, model: str) -> dict:
+    """A question whose answer is yet to come."""
+    return {"id": secrets.token_hex(6), "question": question, "answer": "", "model": model, "finish": "", "first": None, "seconds": 0.0,
+            "tokens": 0, "left_out": 0}
+
+
 def save(conversation: dict) -> None:
     """Write a conversation, whole or not at all."""
-    conversation["updated"] = now()
-    paths.write_json(_file(conversation["task"], conversation["id"]), conversation)
+    with _changing:
+        conversation["updated"] = now()
+        paths.write_json(_file(conversation["task"], conversation["id"]), conversation)
+
+
+def change(task: str, name: str, edit: Callable[[dict], None]) -> dict:
+    """Read a conversation, `edit` it and write it, with nobody in between; returns it. Errors: as `load`."""
+    with _changing:
+        conversation = load(task, name)
+        edit(conversation)
+        save(conversation)
+    return conversation
 
 
 def load(task: str, name: str) -> dict:
-    """A conversation by its id. Errors: ValueError when there is none, or its file is damaged."""
+    """A conversation by its id. Errors: Gone when there is none, ValueError when its file is damaged."""
     file = _file(task, name)
     try:
         found = json.loads(file.read_text(encoding="utf-8"))
         if not all(isinstance(turn[field], str) for turn in found["turns"] for field in ("question", "answer")):
             raise TypeError("a turn without text")
     except FileNotFoundError as error:
-        raise ValueError(f"conversation {name} is not there any more") from error
+        raise Gone(f"conversation {name} is not there any more") from error
     except (ValueError, TypeError, KeyError) as error:
         raise ValueError(f"{paths.shown(file)} is damaged ({error}); move it away") from error
     return found
@@ -73,7 +95,8 @@ def saved(task: str) -> list[dict]:
 
 def delete(task: str, name: str) -> None:
     """Remove a conversation."""
-    _file(task, name).unlink(missing_ok=True)
+    with _changing:
+        _file(task, name).unlink(missing_ok=True)
 
 
 def title(conversation: dict) -> str:
@@ -105,12 +128,15 @@ def rate(task: str, model: str, messages: list[dict], answer: str, rating: str, 
                                             "rating": rating, "correction": correction})
 
 
-def vote(task: str, messages: list[dict], answers: list[tuple[str, str]], preferred: str) -> Path:
-    """Add a preference to votes.jsonl. answers: (model, text) as shown, A first; preferred: "a", "b" or "tie"."""
+def vote(task: str, messages: list[dict], answers: list[tuple[str, str]], preferred: str, finish: tuple[str, str] = ("", "")) -> Path:
+    """Add a preference to votes.jsonl.
+
+    answers: (model, text) as shown, A first; preferred: "a", "b" or "tie"; finish: how each ended, as `Ticket.finish`, "" if not known.
+    """
     (model_a, text_a), (model_b, text_b) = answers
     return _append(task, "votes.jsonl", {
         "time": now(), "task": task, "messages": messages,
-        "a": {"model": model_a, "answer": text_a}, "b": {"model": model_b, "answer": text_b},
+        "a": {"model": model_a, "answer": text_a, "finish": finish[0]}, "b": {"model": model_b, "answer": text_b, "finish": finish[1]},
         "preferred": preferred, "preferred_model": {"a": model_a, "b": model_b, "tie": None}[preferred]})
 
 

@@ -8,7 +8,6 @@ import gc
 import hashlib
 import json
 import random
-import warnings
 from collections.abc import Callable
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
@@ -30,6 +29,7 @@ class System:
     quantization: str            # nf4 or none
     form: str                    # system or template: the prompt the run was trained with
     notes: tuple[str, ...] = ()  # what is unusual about it and must be said
+    relations: tuple[str, ...] = ()  # names of the relations that a run of project 2 was trained on; () where it does not say
 
 
 # --- which systems -----------------------------------------------------------------------------------------------
@@ -50,7 +50,8 @@ def system(run: str, step: int, base: str = "", quantization: str = "auto") -> S
         quantization = "nf4" if trained["method"] == "qlora" else "none"
     name = f"{label} {step}" if folder else f"untuned {Path(used).name}"
     notes = base_notes(used, record["base"]) if folder else ()
-    return System(name, label, step, folder, used, quantization, predict.trained_form(folder) if folder else trained["form"], notes)
+    return System(name, label, step, folder, used, quantization, predict.trained_form(folder) if folder else trained["form"], notes,
+                  tuple(record.get("data", {}).get("relations", ())))
 
 
 def systems(run: str, checkpoints: str = "all", beside: str = "") -> tuple[list[System], list[System]]:
@@ -146,8 +147,7 @@ class Bench:
         if wanted.folder is not None:
             models.check_adapter(wanted.folder)
             try:
-                with warnings.catch_warnings():  # peft asks transformers for an attribute by its deprecated name
-                    warnings.simplefilter("ignore", FutureWarning)
+                with models.quiet_peft():
                     self._model = PeftModel.from_pretrained(self._model, str(wanted.folder)).eval()
             except (RuntimeError, ValueError) as error:  # other sizes, or layers that this base has not
                 raise ValueError(f"the adapter of {wanted.name} does not fit the base {wanted.base}: {error}") from error

@@ -98,9 +98,9 @@ class State(NamedTuple):
 class Copying:
     """What may be written next of the answer to one sentence: `allowed(ids so far)` -> ids. For `Engine.submit` and `answer_rows`.
 
-    The answer is `无`, or lines `(head, relation, tail)`, each once. Head and tail are two names of the sentence, relation one of the list. No name is
-    what the parser would not read back as it stands (one half of a pair of brackets), or what begins with a comma or the like. The stop
-    id comes within max_new_tokens: towards the end only what can still be closed is allowed.
+    The answer is `无`, or lines `(head, relation, tail)`, each once. Head and tail are two different names of the sentence, the relation
+    is one of the list. No name is what the parser would not read back as it stands (one half of a pair of brackets), or what begins
+    with a comma or the like. The stop id comes within max_new_tokens: towards the end only what can still be closed is allowed.
     """
 
     def __init__(self, tokenizer, text: str, max_new_tokens: int, relations: Mapping[str, Relation] = RELATIONS):
@@ -115,7 +115,7 @@ class Copying:
         *opening, self._stop = chat.answer_ids(tokenizer, "(")
         opening = b"".join(self._tokens.by_id[number] for number in opening)[:-1]  # what stands between the prompt and an answer
         single = {normalise(self._text[a:b].decode()) for a, b in zip(self._starts, [*self._starts[1:], len(self._text)]) if self._is_name(a, b)}
-        self._most = len(single) - 1  # with fewer triples there is always a new one to write, whatever its head: no tail is its own head
+        self._most = len(single) - 1  # with fewer triples there is a new one to write whatever its head, which is no tail of its own
         begin = [State(opening + NONE.encode(), "stop", None, (), ())]
         begin += [State(opening + b"(", "name", None, (), ())] if self._most > 0 else []
         if max_new_tokens < max(map(self._least, begin)):
@@ -186,10 +186,12 @@ class Copying:
         return [State(b", " + text + b", ", "name", None, (name, relation), state.done) for text, relation in self._relations.items()]
 
     def _may_end(self, state: State, stop: int) -> bool:
-        """Whether the name of a state may end at a place of the sentence: it can be read back, is not its own head, the triple a new one."""
+        """Whether the name of a state may end at a place of the sentence: it can be read back; a tail is not the head, its triple new."""
         start = state.span[0]
-        if not self._is_name(start, stop) or not state.before:
-            return self._is_name(start, stop)
+        if not self._is_name(start, stop):
+            return False
+        if not state.before:
+            return True
         triple = self._triple(state, self._text[start:stop].decode())
         return triple.head != triple.tail and triple not in state.done
 

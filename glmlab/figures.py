@@ -56,10 +56,11 @@ def _numbered(names) -> list[str]:
 
 # --- data --------------------------------------------------------------------------------------------------------
 
-def class_counts(splits: dict, names, path=None):
+def class_counts(splits: dict, names, path=None, what: str = "rows", of: str = "class", plain: bool = False):
     """Bars: rows of each label in each split, on a log scale, because classes differ a thousandfold.
 
-    splits: {"train": label ids, "dev": …}; None labels are left out. names: the name of each label id.
+    splits: {"train": label ids, "dev": …}; None labels are left out. names: the name of each label id. what, of: what is counted of
+    what. plain: a linear scale and no numbers before the names, for a few classes of like size.
     """
     figure, axis = _axes(11, 0.36 * len(names) + 1.6)
     height = 0.84 / len(splits)
@@ -67,12 +68,14 @@ def class_counts(splits: dict, names, path=None):
         counts = Counter(labels)
         bars = axis.barh([label + height * (number - (len(splits) - 1) / 2) for label in range(len(names))],
                          [counts[label] for label in range(len(names))], height, color=COLOURS[number % 5],
-                         label=f"{split}: {sum(counts[label] for label in range(len(names))):,} rows")
+                         label=f"{split}: {sum(counts[label] for label in range(len(names))):,} {what}")
         axis.bar_label(bars, [counts[label] or "0" for label in range(len(names))], fontsize=6.5, padding=2, color="#444444")
-    axis.set(yticks=range(len(names)), ylim=(len(names) - 0.4, -0.6), xscale="log", xlabel="rows (log scale)",
-             title="Rows of each class")
-    axis.set_yticklabels(_numbered(names))
-    axis.set_xlim(left=0.8, right=axis.get_xlim()[1] * 1.5)
+    axis.set(yticks=range(len(names)), ylim=(len(names) - 0.4, -0.6), xlabel=what if plain else f"{what} (log scale)",
+             title=f"{what.capitalize()} of each {of}")
+    axis.set_yticklabels(names if plain else _numbered(names))
+    if not plain:
+        axis.set_xscale("log")
+        axis.set_xlim(left=0.8, right=axis.get_xlim()[1] * 1.5)
     figure.legend(loc="outside lower center", ncols=len(splits), frameon=False)
     return save(figure, path)
 
@@ -92,7 +95,7 @@ def length_histogram(lengths: dict, unit: str = "characters", limit: int | None 
         total = sum(map(len, lengths.values()))
         axis.axvline(limit, color="#b2182b", linestyle="--", label=f"limit {limit:,}: {over:,} of {total:,} are longer")
     axis.set(xlabel=f"length in {unit}", ylabel="share of rows in %", xlim=0, title="Length of a row")
-    axis.legend()
+    figure.legend(loc="outside lower center", frameon=False)  # on the axes it would cover lines
     return save(figure, path)
 
 
@@ -229,8 +232,9 @@ def score_against_step(rows: list[dict], baselines: dict | None = None, path=Non
     axis.plot(steps, values, "o-", color=COLOURS[0], label="checkpoints (95 % interval)")
     if all(f"{score}_interval" in row for row in rows):
         axis.fill_between(steps, *zip(*(row[f"{score}_interval"] for row in rows)), color=COLOURS[0], alpha=0.15)
+    digits = 3 if max([*values, *(baselines or {}).values()]) <= 1 else 1  # a share, or a score of 0 to 100
     for number, (name, value) in enumerate((baselines or {}).items()):
-        axis.axhline(value, color=COLOURS[1 + number % 4], linestyle="--", label=f"{name} {value:.3f}")
+        axis.axhline(value, color=COLOURS[1 + number % 4], linestyle="--", label=f"{name} {value:.{digits}f}")
     axis.set(xlabel="step", ylabel=title, title=f"{title} against step", **({"ylim": (0, 1)} if score in SCORES else {}))
     axis.legend(loc="best")
     return save(figure, path)

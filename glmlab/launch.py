@@ -79,7 +79,7 @@ def training_samples(task, settings, model, tokenizer, log=print) -> tuple[list[
     log(task.problem_table(problems))
     asked, source = task.TASK, {}
     if task is triplets:
-        splits = {split: triplets.labelled(found) for split, found in splits.items()}
+        splits = {split: triplets.labelled(found, f"{split} sentences") for split, found in splits.items()}
         relations = triplets.relations_of([*splits["train"], *splits["dev"]])
         asked, source = triplets.task_of(relations), {"relations": list(relations)}
     wanted = {"train": settings.train_samples, "dev": settings.dev_samples}
@@ -147,7 +147,7 @@ def _loaded(task, settings, log) -> tuple:
     rows, problems = task.read(read_settings.path_of(settings, "test_file"))
     log(task.problem_table(problems))
     if task is triplets:
-        rows = triplets.labelled(rows)
+        rows = triplets.labelled(rows, "test sentences")
     if task is intent:
         evaluation.check_labelled(rows)
     return system, rows, *comparison.Bench(settings.device, settings.dtype).load(system)

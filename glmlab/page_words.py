@@ -1,5 +1,7 @@
 """Every word of the web page in Chinese and English, and how it looks."""
 
+from glmlab.worker import Busy, TooLong
+
 LANGUAGES = {"中文": "zh", "English": "en"}
 WORDS = {name: dict(zip(("zh", "en"), words)) for name, words in {
     "title": ("GLM Lab · {task}", "GLM Lab · {task}"),
@@ -15,15 +17,26 @@ WORDS = {name: dict(zip(("zh", "en"), words)) for name, words in {
     "ask_both": ("两个模型一起回答", "Ask both models"), "better_a": ("A 更好", "A is better"), "better_b": ("B 更好", "B is better"),
     "tie": ("一样", "No difference"), "reveal": ("A 是 {a}，B 是 {b}。已保存，谢谢！", "A was {a}, B was {b}. Saved, thank you!"),
     "call": ("一通电话，[SEP] 隔开轮次", "A call, turns parted by [SEP]"), "classify": ("识别意图", "Classify"), "label": ("意图", "Intent"),
-    "sentence": ("一段文本", "A text"), "extract": ("抽取", "Extract"), "triples": ("主体 · 关系 · 客体", "Head · relation · tail"),
-    "graph": ("图", "Graph"), "nothing": ("没有读出三元组", "No triple could be read"),
-    "facts": ("用时 {seconds:.1f} 秒 · 首字 {first:.2f} 秒 · {speed:.1f} 词元/秒 · {tokens} 词元 · {model}",
-              "{seconds:.1f} s · first token {first:.2f} s · {speed:.1f} tokens/s · {tokens} tokens · {model}"),
+    "sentence": ("一段文本", "A text"), "extract": ("抽取", "Extract"), "heads": ("主体 · 关系 · 客体", "Head · Relation · Tail"),
+    "constrained": ("名称只从原文抄写，关系只从列表选取", "Copy names from the text, take relations from the list"),
+    "none": ("无：文本里没有三元组", "None: no triple is in the text"), "nothing": ("没有读出三元组", "No triple could be read"),
+    "no_call": ("请先输入通话内容", "Type what was said first"), "no_text": ("请先输入一段文本", "Type a text first"),
+    "cut_call": ("太长：中间的 {dropped} 轮没有读", "too long: {dropped} turns in the middle were left out"),
+    "facts": ("用时 {seconds:.1f} 秒 · 首字 {first:.2f} 秒 · {speed:.1f} 词元/秒 · {tokens} 词元",
+              "{seconds:.1f} s · first token {first:.2f} s · {speed:.1f} tokens/s · {tokens} tokens"),
     "end_length": ("到长度上限为止", "cut at the length limit"), "end_time": ("到时间上限为止", "cut at the time limit"),
     "end_cancelled": ("已停止", "stopped"), "end_error": ("出错", "failed"), "end_refused": ("没有回答", "refused"),
+    "busy": ("现在请求太多，请稍后再试。", "Too many requests are being answered; try again in a moment."),
+    "too_long": ("太长：输入有 {tokens} 个词元，连同回答最多 {limit} 个。请缩短，或开始新会话。",
+                 "Too long: {tokens} tokens, and with the answer at most {limit}. Shorten it, or begin a new conversation."),
+    "late": ("超过了时间限制 {limit:g} 秒。", "Not finished within the time limit of {limit:g} seconds."),
+    "failed": ("没有成功：{why}", "That did not work: {why}"),
+    "gone": ("这个会话已被删除。", "This conversation has been deleted."),
     "left_out": ("太长：最早的 {left_out} 轮没有读", "too long: the first {left_out} rounds were left out"),
 }.items()}
 
+POLICY = ("img-src 'self' data: blob:; media-src 'self' data: blob:; font-src 'self' data:; frame-src 'none'; object-src 'none'; "
+          "form-action 'self'; base-uri 'self'")
 CSS = """
 .gradio-container {width: 100% !important; max-width: 1100px !important; margin: 0 auto !important}
 #head {align-items: center; flex-wrap: nowrap} #head h1 {margin: 0}
@@ -38,6 +51,7 @@ CSS = """
 #chat {height: 54vh !important; min-height: 320px}
 #chat .top-panel {display: none} /* it would clear the picture and leave the conversation */
 #chat small {opacity: 0.7}
+.facts, .facts p {opacity: 0.8; font-size: var(--text-sm) !important}
 .answer {min-height: 120px; padding: 12px !important; border: 1px solid var(--border-color-primary); border-radius: 8px}
 footer {display: none !important}
 @media (min-width: 1600px) {
@@ -56,16 +70,32 @@ footer {display: none !important}
 }
 """
 
+#: The chatbot's copy button takes what it was given to draw: this makes the text of it again, and leaves the line below out.
+COPY = r"""
+if (navigator.clipboard) {
+  const write = navigator.clipboard.writeText.bind(navigator.clipboard);
+  const plain = drawn => {
+    const box = document.createElement('textarea');
+    box.innerHTML = drawn.replace(/\n<small>[^\n]*<\/small>$/, '').replace(/<\/?code>/g, '`').replace(/<\/textarea/gi, '&lt;/textarea');
+    return box.value.replace(/\u00a0/g, ' ');
+  };
+  navigator.clipboard.writeText = text =>
+    write(window.event?.target?.closest?.('#chat [aria-label="Copy message"]') ? plain(text) : text);
+}
+"""
+
 
 def look() -> dict:
     """Theme and style for `mount_gradio_app`; fonts of the system, because nothing may be fetched from other machines.
 
     The style stands in the head: Gradio rewrites the selectors of its option `css`, those in media queries so that they match nothing.
+    The policy forbids the browser to fetch pictures and the like from elsewhere, or to send a form there, whatever an answer holds.
     """
     import gradio
     fonts = ["system-ui", "PingFang SC", "Microsoft YaHei", "Noto Sans CJK SC", "Noto Sans SC", "sans-serif"]
     theme = gradio.themes.Soft(primary_hue="indigo", font=fonts, font_mono=["ui-monospace", "Consolas", "monospace"])
-    return {"theme": theme, "head": f"<style>{CSS}</style>"}
+    head = f'<meta http-equiv="Content-Security-Policy" content="{POLICY}"><style>{CSS}</style><script>{COPY}</script>'
+    return {"theme": theme, "head": head}
 
 
 def word(name: str, language: str, **values) -> str:
@@ -74,14 +104,31 @@ def word(name: str, language: str, **values) -> str:
 
 
 def facts(turn: dict, language: str) -> str:
-    """The line below an answer: times, speed, tokens, how it ended."""
+    """The line below an answer: times, speed, tokens, model (where the turn names it), how it ended."""
     first, seconds, tokens = turn["first"], turn["seconds"], turn["tokens"]
     parts = []
     if first is not None:
         speed = (tokens - 1) / max(1e-9, seconds - first) if tokens > 1 else tokens / max(1e-9, seconds)
-        parts.append(word("facts", language, seconds=seconds, first=first, speed=speed, tokens=tokens, model=turn["model"]))
+        parts.append(word("facts", language, seconds=seconds, first=first, speed=speed, tokens=tokens))
+        parts += [turn["model"]] if "model" in turn else []
     if turn["finish"] != "stop":
         parts.append(word(f"end_{turn['finish']}", language))
-    if turn["left_out"]:
+    if turn.get("left_out"):
         parts.append(word("left_out", language, left_out=turn["left_out"]))
     return " · ".join(parts)
+
+
+def refusal(error: Exception, language: str) -> str:
+    """Why something was not done, for the visitor."""
+    if isinstance(error, Busy):
+        return word("busy", language)
+    if isinstance(error, TooLong):
+        return word("too_long", language, tokens=error.tokens, limit=error.limit)
+    return word("failed", language, why=error)
+
+
+def failure(ticket, time_limit: float, language: str) -> str:
+    """Why an answer is not whole, for the visitor; "" where it is, or was stopped. time_limit: seconds an answer may take."""
+    if ticket.finish == "time":
+        return word("late", language, limit=time_limit)
+    return word("failed", language, why=ticket.error) if ticket.error else ""

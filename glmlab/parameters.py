@@ -315,10 +315,13 @@ class TripletTrainSettings(Training):
     dev_file: str = _file("triplets", "dev")
     form: str = _triplet_form()
     method: str = option("lora", "qlora: base in 4 bit (nf4, double quantisation); lora: base in 16 or 32 bit", choices=("qlora", "lora"))
-    target_modules: str = option(CHATGLM_LAYERS, "linear layers that get an adapter, or all-linear", pattern=r"all-linear|[\w.]+(,[\w.]+)*")
+    target_modules: str = option(CHATGLM_LAYERS, "linear layers that get an adapter; these are ChatGLM-6B's, all-linear fits every base",
+                                 pattern=r"all-linear|[\w.]+(,[\w.]+)*")
     layers: int = option(0, "adapters in so many layers, counted from the last; 0: in all", low=0)
     learning_rate: float = option(2e-3, "highest learning rate", above=0)
-    dropout: float = option(0.0, "share of the adapter's inputs zeroed in training", low=0, below=1)
+    rank: int = option(8, "rank r of the adapter matrices", low=1)
+    alpha: int = option(16, "scale: the adapter's output is multiplied by alpha / rank", low=1)
+    dropout: float = option(0.1, "share of the adapter's inputs zeroed in training", low=0, below=1)
     batch_size: int = option(4, "rows of an optimizer step, times accumulation; in one pass where packs are off", low=1)
     steps: int = option(800, "optimizer steps", low=1)
     checkpoint_steps: int = option(200, "a checkpoint every so many steps", low=1)
@@ -352,7 +355,8 @@ class TripletCompareSettings(CompareSettings):
     output_dir: str = _folder("triplets/compare")
     max_length: int = _max_length(512)
     max_new_tokens: int = _new_tokens(160)
-    document: str = option("", "a text for the knowledge graph: a file with one sentence a line, or JSON lines; empty: some test rows")
+    document: str = option("", "a text for the knowledge graph: a file with one sentence a line, or JSON lines; empty: the shipped one",
+                           empty=("data", "triplets/document.txt"))
 
 
 # --- project 3: customer service ---------------------------------------------------------------------------------
@@ -463,7 +467,7 @@ class MedicalEvalSettings(Evaluation):
     """33_medical_eval"""
 
     run: str = _run("medical-reference")
-    checkpoint: int = option(260, "step of the checkpoint; 0: the untuned base, -1: the last finished one", low=-1)
+    checkpoint: int = option(390, "step of the checkpoint; 0: the untuned base, -1: the last finished one", low=-1)
     test_file: str = _file("medical", "test")
     output_dir: str = _folder("medical/eval/{run}-{checkpoint}")
     max_length: int = _max_length(1024)

@@ -122,8 +122,8 @@ def read_texts(path) -> tuple[list[triplets.Sentence], list[rows.Problem]]:
     """The texts of a file to extract from: a line each, or JSON as `triplets.read` takes it; and the rows that could not be read.
 
     JSON is a file called .json or .jsonl, or one whose first line is an object: a text may begin with a bracket ([新华社] …). `row`
-    counts all rows of the file from 0, empty lines too. Errors: one FileNotFoundError or ValueError for what spoils the whole file:
-    missing, empty, not UTF-8.
+    counts from 0, of plain texts all lines, the empty ones too. Errors: one FileNotFoundError or ValueError for what spoils the whole
+    file: missing, empty, not UTF-8.
     """
     rows.require([path], "give a file with one text a line, or JSON lines")
     content = rows.read_text(path)

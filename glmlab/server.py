@@ -13,9 +13,10 @@ from pathlib import Path
 
 from glmlab import chat, models, paths
 from glmlab.persona import Persona, persona
-from glmlab.worker import Events, Ticket, Worker
+from glmlab.worker import Events, Ticket, TooLong, Worker
 
 KEY_VARIABLE = "GLMLAB_API_KEY"
+GRAPH_WIDTH = 5.0  # inches of the page's graph, if its names allow: a phone shows no more
 
 
 @dataclass(frozen=True)
@@ -44,6 +45,8 @@ class Config:
         wrong = [f"{name}={getattr(self, name)}: at least {number}" for name, number in least.items() if getattr(self, name) < number]
         if self.language not in ("zh", "en"):
             wrong.append(f"language={self.language!r}: zh or en")
+        if not 0 <= self.port <= 65535:
+            wrong.append(f"port={self.port}: 0 to 65535")
         if self.time_limit <= 0:
             wrong.append(f"time_limit={self.time_limit}: more than 0 seconds")
         for name, _ in self.adapters:
@@ -92,19 +95,22 @@ class Talk:
 
         Without a system message the task's own prompt is used, as in training. max_new_tokens: 0 is as many as are allowed and fit.
         session: whose earlier turns the engine may still hold. options: temperature, top_p, seed.
-        Errors: ValueError for messages that make no prompt and for what is too long, KeyError for an unknown voice, worker.Busy.
+        Errors: ValueError for messages that make no prompt, worker.TooLong, KeyError for an unknown voice, worker.Busy.
         """
         if not messages or messages[-1].get("role") != "user":
             raise ValueError("the last message must come from the user")
         voice = voice or self.default
         adapter, ids = voice if self.voices[voice] else None, self.prompt(messages)
-        room = self.limit - len(ids)
-        if room < max(1, max_new_tokens):
-            raise ValueError(f"the prompt takes {len(ids)} tokens and the answer {max(1, max_new_tokens)}: together more than the "
-                             f"{self.limit} this server allows; shorten the messages")
         line = self.persona.emergency(messages[-1]["content"])
-        return self.worker.submit(ids, max_new_tokens or min(self.config.max_new_tokens, room), put, opening=f"{line}\n" if line else "",
-                                  adapter=adapter, session=session and f"{session}/{voice}", **options)
+        return self.worker.submit(ids, self.room(ids, max_new_tokens), put, opening=f"{line}\n" if line else "", adapter=adapter,
+                                  session=session and f"{session}/{voice}", **options)
+
+    def room(self, ids: list[int], wanted: int = 0) -> int:
+        """How many tokens the answer to a prompt may have. wanted: 0 is as many as are allowed and fit. Errors: worker.TooLong."""
+        free = self.limit - len(ids)
+        if free < max(1, wanted):
+            raise TooLong(len(ids), max(1, wanted), self.limit)
+        return wanted or min(self.config.max_new_tokens, free)
 
     def prompt(self, messages: list[dict]) -> list[int]:
         """The ids of a conversation, by the task's prompt where it has no system message. Errors: ValueError for what is no prompt."""
@@ -130,26 +136,33 @@ class Talk:
         events = Events()
         return events, self.ask(messages, events.put, **options)
 
-    def answer(self, messages: list[dict], **options) -> str:
-        """The whole answer. Errors: as `ask`; RuntimeError when it could not be written."""
+    def finished(self, messages: list[dict], **options) -> Ticket:
+        """The whole answer with its times. Errors: as `ask`; RuntimeError when it could not be written."""
         events, ticket = self.stream(messages, **options)
         for _ in events:
             pass
         if ticket.error:
             raise RuntimeError(ticket.error)
-        return ticket.text
+        return ticket
+
+    def answer(self, messages: list[dict], **options) -> str:
+        """The text of the whole answer. Errors: as `finished`."""
+        return self.finished(messages, **options).text
 
 
 # --- loading -----------------------------------------------------------------------------------------------------
 
 def load(config: Config) -> Talk:
-    """Load the base and all adapters and start the engine. Errors: as `models.load_base`, `models.find_checkpoint`."""
+    """Load the base and all adapters and start the engine.
+
+    Errors: as `models.load_base`, `models.find_checkpoint`; ValueError for a run of another task and for a limit that no prompt fits.
+    """
     from glmlab import encoding
     from glmlab.engine import Engine
     folders, settings = _adapters(config)
     task = persona(config.task, settings.get("form", ""))
     try:
-        task.messages([{"role": "user", "content": ""}])
+        task.messages(_asked(""))
     except ValueError as error:
         raise ValueError(f"run {settings['run']} is none of task {config.task}: {error}") from error
     base = config.base or settings.get("base", task.base)
@@ -160,9 +173,16 @@ def load(config: Config) -> Talk:
         raise ValueError(f"an adapter is called {name}, as the base; give it another name")
     if folders:
         model = _with_adapters(model, folders)
-    limit = encoding.room(model, config.max_tokens)
+    limit, shortest = encoding.room(model, config.max_tokens), len(chat.prompt_ids(tokenizer, task.messages(_asked("一"))))
+    if limit <= shortest:
+        raise ValueError(f"max_tokens={limit}: the shortest prompt of {config.task} takes {shortest} tokens, its answer at least one; "
+                         f"allow more than {shortest}")
     engine = Engine(model, tokenizer, slots=config.slots, max_tokens=limit, shared=_shared(tokenizer, task))
     return Talk(engine, model, tokenizer, {**folders, name: None}, task, config, limit)
+
+
+def _asked(text: str) -> list[dict]:
+    return [{"role": "user", "content": text}]
 
 
 def _adapters(config: Config) -> tuple[dict[str, Path], dict]:
@@ -194,7 +214,7 @@ def _with_adapters(model, folders: dict[str, Path]):
 
 def _shared(tokenizer, task: Persona) -> list[int]:
     """The ids all prompts of a task begin with."""
-    prompts = [chat.prompt_ids(tokenizer, task.messages([{"role": "user", "content": text}])) for text in ("一", "two")]
+    prompts = [chat.prompt_ids(tokenizer, task.messages(_asked(text))) for text in ("一", "two")]
     return prompts[0][:chat.shared_prefix(prompts, tokenizer)]
 
 
@@ -224,19 +244,47 @@ def classifier(talk: Talk) -> Callable | None:
 
 
 def _classified(talk: Talk, text: str):
-    """The intent of a call by the default voice, which is the model's active adapter; on the engine's thread."""
+    """The intent of a call by the default voice, which is the model's active adapter; on the engine's thread.
+
+    Errors: ValueError for a call without words.
+    """
     from glmlab import evaluation, predict
+    if not text.replace("[SEP]", "").strip():
+        raise ValueError("the call is empty: nothing is said between its [SEP]")
     form = predict.trained_form(talk.voices[talk.default])
     with talk.lock:
         prompts = evaluation.encode_prompts(talk.tokenizer, [text], talk.limit, form)
     return predict.as_intent(evaluation.label_probabilities(talk.model, talk.tokenizer, prompts, 1)[0], prompts[0].cut)
 
 
+@dataclass(frozen=True)
+class Extracted:
+    """The triples of one text, and how their answer was written."""
+    triples: list | None  # heads and tails as the text writes them; None when none can be read
+    ticket: Ticket
+
+
 def extractor(talk: Talk) -> Callable | None:
-    """text -> (triples, None when none can be read) by the default voice; None for a task without triples."""
+    """(text, constrained=False) -> `Extracted` by the default voice; None for a task without triples.
+
+    constrained: names are copied from the text, so that every answer can be read (`glmlab.constrained`). Errors: as `Talk.finished`.
+    """
     if talk.persona.triples is None:
         return None
-    return lambda text: talk.persona.triples(talk.answer([{"role": "user", "content": text}]))
+    from glmlab.constrained import Copying
+    from glmlab.tasks import triplets
+
+    def extract(text: str, constrained: bool = False) -> Extracted:
+        options = {}
+        if constrained:
+            most = talk.room(talk.prompt(_asked(text)))
+            with talk.lock:
+                options = {"max_new_tokens": most, "allowed": Copying(talk.tokenizer, text, most)}
+        ticket = talk.finished(_asked(text), **options)
+        found = talk.persona.triples(ticket.text)
+        return Extracted(found and triplets.restore(text, found), ticket)
+
+    return extract
 
 
 def drawer(talk: Talk) -> Callable | None:
@@ -248,7 +296,9 @@ def drawer(talk: Talk) -> Callable | None:
 
     def draw(triples: list):
         with one_at_a_time:
-            return triplet_reports.graph_figure(triplet_reports.knowledge_graph(triples))
+            figure = triplet_reports.graph_figure(triplet_reports.knowledge_graph(triples), width=GRAPH_WIDTH)
+            figure.set_dpi(200)  # sharp on a phone, large on a projector
+            return figure
 
     return draw
 
@@ -277,7 +327,8 @@ def build(config: Config, talk: Talk | None = None, **page_options):
         app.add_middleware(TrustedHostMiddleware, allowed_hosts=["127.0.0.1", "localhost", "::1", "[::1]", config.host])
     api.add_routes(app, talk, key)
     return gradio.mount_gradio_app(app, page.build(talk, **page_options), path="/", auth=_login(key) if key else None, ssr_mode=False,
-                                   auth_message=f"密码 / password: {KEY_VARIABLE}", footer_links=[], run_history=False, **page_words.look())
+                                   auth_message=f"密码 / password: {KEY_VARIABLE}", footer_links=[], run_history=False,
+                                   app_kwargs={"openapi_url": None}, **page_words.look())  # it would be open whatever the key
 
 
 def _login(key: str) -> Callable[[str, str], bool]:

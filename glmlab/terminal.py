@@ -1,17 +1,20 @@
 """Chat in the terminal: `python -m glmlab chat TASK`. Lines come from the keyboard or from a pipe."""
 
 import contextlib
-import os
+import json
 import sys
+import time
 from collections.abc import Callable, Iterator
 from dataclasses import replace
+from pathlib import Path
 
 from glmlab import paths, server
+from glmlab.tasks import rows
 from glmlab.worker import Busy, Ticket
 
 PROMPT = "> "
 HELP = """/clear         forget the conversation
-/save FILE     write the conversation as JSON messages
+/save FILE     write the conversation as JSON messages; what stood there stays as FILE.bak
 /system TEXT   another system prompt for what follows; without TEXT the task's own again
 /help          this list
 /quit          leave (also Ctrl-D); Ctrl-C stops an answer"""
@@ -46,7 +49,7 @@ class Conversation:
         """Read and answer line after line."""
         for line in lines:
             line = line.strip()
-            if line == "/quit":
+            if line.split(maxsplit=1)[:1] == ["/quit"]:
                 return
             with self._told():
                 if line.startswith("/"):
@@ -70,29 +73,45 @@ class Conversation:
 
     def _command(self, name: str, rest: str = "") -> None:
         if name == "/clear":
+            self.write(f"forgotten: {len(self.turns) // 2} rounds\n")
             self.turns.clear()
         elif name == "/system":
             self.system = rest
+            self.write("from now on with this system prompt\n" if rest else "from now on with the task's own prompt\n")
         elif name == "/save":
             if not rest:
                 raise ValueError("/save needs a file name: /save talk.json")
-            self.write(f"written: {paths.shown(paths.write_json(os.path.expanduser(rest), {'messages': self.messages()}))}\n")
+            self._save(Path(rest).expanduser())
         elif name == "/help":
             self.write(HELP + "\n")
         else:
             self.write(f"unknown command {name}; /help lists them\n")
 
+    def _save(self, path: Path) -> None:
+        path, kept = rows.save(path, json.dumps({"messages": self.messages()}, ensure_ascii=False, indent=2) + "\n")
+        self.write(f"written: {paths.shown(path)}" + (f" (what stood there: {paths.shown(kept)})" if kept else "") + "\n")
+
     def _answer(self, line: str) -> None:
         if self.classify and not self.system:
-            found = self.classify(line)
-            self.write(f"意图：{found.id}：{found.name}\n" + "".join(f"  {probability:6.1%}  {number}：{name}\n"
-                                                                     for number, name, probability in found.top3))
+            self._classified(line)
         elif self.extract and not self.system:
-            triples = self.extract(line)
-            shown = "no triple could be read" if triples is None else "\n".join(f"({', '.join(triple)})" for triple in triples) or "无"
-            self.write(shown + "\n")
+            found = self.extract(line)
+            lines = ["no triple could be read"] if found.triples is None else [f"({', '.join(triple)})" for triple in found.triples] or ["无"]
+            self._told_at_once(line, lines, _times(found.ticket))
         else:
             self._stream(line)
+
+    def _classified(self, line: str) -> None:
+        started = time.perf_counter()
+        found = self.classify(line)
+        lines = [f"意图：{found.id}：{found.name}", *(f"  {probability:6.1%}  {number}：{name}" for number, name, probability in found.top3)]
+        cut = f", too long: {found.turns_dropped} turns in the middle left out" if found.turns_dropped else ""
+        self._told_at_once(line, lines, f"total {time.perf_counter() - started:.2f} s{cut}")
+
+    def _told_at_once(self, line: str, answer: list[str], times: str) -> None:
+        """Print an answer that came whole, and keep it."""
+        self.turns += [{"role": "user", "content": line}, {"role": "assistant", "content": "\n".join(answer)}]
+        self.write("".join(f"{part}\n" for part in answer) + f"[{times}]\n")
 
     def _stream(self, line: str) -> None:
         """Print the answer as it grows, then its times; what Ctrl-C stopped stays in the conversation as far as it came."""

@@ -49,12 +49,12 @@ def length_change(before: dict, after: dict, names=("base", "fine-tuned"), refer
     import numpy as np
     from glmlab.text_scores import length
     lengths = {name: np.array(result["per_row"]["length"]) for name, result in zip(names, (before, after))}
-    figure, (axis, beside) = _axes(10.5, 4, 1, 2)
+    figure, (axis, beside) = _axes(10.5, 4.2 + 0.22 * (2 + bool(references)), 1, 2)
     groups = ({"reference": np.array(list(map(length, references)))} if references else {}) | lengths
     for (name, values), colour in zip(groups.items(), (["#666666"] if references else []) + list(COLOURS)):
         axis.ecdf(values, color=colour, linewidth=1.8, label=f"{name}: mean {values.mean():,.0f}")
     axis.set(xlim=0, ylim=(0, 1), xlabel="length in characters", ylabel="share of answers at most so long", title="Length of the answers")
-    axis.legend(loc="lower right")
+    axis.legend(loc="upper center", bbox_to_anchor=(0.5, -0.17), frameon=False)  # below: the curves may be anywhere
     change = lengths[names[1]] - lengths[names[0]]
     beside.hist(change, min(40, max(5, len(change) // 5)), color=COLOURS[1], alpha=0.7)
     beside.axvline(0, color="#333333", linewidth=1)

@@ -11,6 +11,8 @@ from glmlab.tasks import relations
 #: Columns of a comparison: key of `comparison_row` -> title. The first is the main one.
 SCORES = {"rouge_l": "ROUGE-L", "bleu_4": "BLEU-4", "right": "right answer", "stopped": "stop rate", "distinct_2": "distinct-2",
           "repetition": "repetition", "length": "length"}
+#: Recall at k: key -> k. The first is the share of right answers.
+RECALLS = {"right": 1, "recall_3": 3, "recall_5": 5}
 #: Said wherever the measures are printed.
 NORMALISED = ("References and answers are compared half-width (NFKC), because ChatGLM-6B's tokenizer writes ! and , where the reference has "
               "！ and ，. BLEU-4 counts characters, ROUGE and distinct jieba words, F1 x 100; an empty answer counts 0.")
@@ -28,25 +30,32 @@ def right_answers(references: Sequence[str], answers: Sequence[str], known: Sequ
 
     known: every answer there is, the references among them or not. What is like none of them, a blank answer above all, is 0.0.
     """
+    return recalls(references, answers, known)["right"]
+
+
+def recalls(references: Sequence[str], answers: Sequence[str], known: Sequence[str]) -> dict[str, list[float]]:
+    """Recall at k of each row: 1.0 where the reference is among the k known answers most like the written one, else 0.0.
+
+    {"right": at 1, "recall_3", "recall_5"}; known as in `right_answers`.
+    """
     known = sorted({*map(normalise, known), *map(normalise, references)})
-    found = [normalise(answer) for answer in answers]
-    nearest = [known[place] for place in text_scores._nearest(known, found)]
-    alike = text_scores.similarity(nearest, found, fitted_on=known)
-    return [float(alike[row] > 0 and nearest[row] == normalise(reference)) for row, reference in enumerate(references)]
+    places = {text: place for place, text in enumerate(known)}
+    found = text_scores.ranks(known, list(map(normalise, answers)), [places[normalise(reference)] for reference in references])
+    return {name: [float(0 < rank <= k) for rank in found] for name, k in RECALLS.items()}
 
 
 def score(references: Sequence[str], answers: Sequence[str], prompts: Sequence[str], known: Sequence[str], found: dict | None = None,
           **options) -> dict:
-    """`text_scores.score` of the normalised texts, and `right`, the mean of `right_answers`.
+    """`text_scores.score` of the normalised texts, and `recalls`: the right answer at first, or among the first 3 or 5.
 
     found: facts of a model's answers, as `comparison.answered` gives them: stopped, first_token and seconds go into the measures, and
     with loss_sums and loss_tokens there is a `perplexity`. options: of `text_scores.score`.
     """
     facts = {name: found[name] for name in ("stopped", "first_token", "seconds")} if found else {}
     result = text_scores.score(*(list(map(normalise, texts)) for texts in (references, answers, prompts)), **facts, **options)
-    result["per_row"]["right"] = right_answers(references, answers, known)
     drawn = {name: options[name] for name in ("seed", "resamples") if name in options}
-    result["means"]["right"] = text_scores.mean_interval(result["per_row"]["right"], **drawn)
+    for name, values in recalls(references, answers, known).items():
+        result["per_row"][name], result["means"][name] = values, text_scores.mean_interval(values, **drawn)
     if found and found.get("loss_tokens"):
         result["perplexity"] = answering.perplexity(found["loss_sums"], found["loss_tokens"])
     return result
@@ -111,9 +120,9 @@ def floors(train_prompts: Sequence[str], train_answers: Sequence[str], reference
 
 
 def comparison_row(name: str, result: dict, step: int | None = None) -> dict:
-    """One system of a comparison: name, step, rows, the SCORES it has with `<score>_interval`, perplexity, p50 and p95 of its seconds."""
+    """One system of a comparison: name, step, rows, SCORES and RECALLS with `<score>_interval`, perplexity, p50 and p95 of its seconds."""
     row = {"name": name, "step": step, "rows": result["rows"]}
-    for key in SCORES:
+    for key in dict.fromkeys([*SCORES, *RECALLS]):
         if key in result["means"]:
             row |= {key: result["means"][key]["mean"], f"{key}_interval": result["means"][key]["interval"]}
         elif key in result["corpus"]:

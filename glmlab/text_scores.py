@@ -10,7 +10,7 @@ import math
 import random
 import warnings
 from collections import Counter
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 
 import numpy as np
 
@@ -22,7 +22,8 @@ MEASURES = {
     "bleu_4": ("BLEU-4", 1), "rouge_1": ("ROUGE-1", 1), "rouge_2": ("ROUGE-2", 1), "rouge_l": ("ROUGE-L", 1),
     "similarity": ("TF-IDF similarity", 1), "similarity_hidden": ("hidden-state similarity", 1),
     "similarity_sentence": ("sentence similarity", 1), "length": ("length in characters", 0), "repetition": ("repetition", -1),
-    "overlap": ("overlap with the prompt", 0), "density": ("term density", 0), "right": ("right answer", 1), "stopped": ("stop rate", 1),
+    "overlap": ("overlap with the prompt", 0), "density": ("term density", 0), "right": ("right answer", 1),
+    "recall_3": ("recall at 3", 1), "recall_5": ("recall at 5", 1), "stopped": ("stop rate", 1),
     "first_token": ("seconds to the first token", -1), "seconds": ("seconds in all", -1), "perplexity": ("held-out perplexity", -1),
 }
 
@@ -354,12 +355,27 @@ def _mean_rouge_l(said: Sequence[str], targets: list[Sequence[str]]) -> float:
 
 
 def _nearest(asked: list[str], questions: list[str]) -> list[int]:
-    vectorizer = _tfidf(asked)
-    known, places = vectorizer.transform(asked).T, []
-    for start in range(0, len(questions), 500):  # 500 x 100,000 cosines are 400 MB
-        cosines = (vectorizer.transform(questions[start:start + 500]) @ known).toarray()
-        places += np.round(cosines, 9).argmax(axis=1).tolist()  # rounded: noise must not choose between equals
-    return places
+    return [int(cosines.argmax()) for cosines in _cosines(asked, questions)]
+
+
+def _cosines(known: list[str], texts: list[str]) -> Iterator[np.ndarray]:
+    """For each text its TF-IDF cosines with all known ones, rounded: noise must not choose between equals."""
+    vectorizer = _tfidf(known)
+    turned = vectorizer.transform(known).T
+    for start in range(0, len(texts), 500):  # 500 x 100,000 cosines are 400 MB
+        yield from np.round((vectorizer.transform(texts[start:start + 500]) @ turned).toarray(), 9)
+
+
+def ranks(known: list[str], answers: list[str], wanted: Sequence[int]) -> list[int]:
+    """The rank of known[wanted[row]] among the known texts, the one most like the row's answer first (1); 0 if it is not like it at all.
+
+    Likeness is the TF-IDF cosine of characters; of equals the earlier known text comes first.
+    """
+    found = []
+    for cosines, place in zip(_cosines(known, answers), wanted, strict=True):
+        before = (cosines > cosines[place]).sum() + (cosines[:place] == cosines[place]).sum()
+        found.append(int(before) + 1 if cosines[place] > 0 else 0)
+    return found
 
 
 # --- for the eye -------------------------------------------------------------------------------------------------

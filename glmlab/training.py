@@ -17,7 +17,6 @@ gradient is equal up to rounding, except that each process draws LoRA dropout fo
 A run goes on with as many processes as it was begun with.
 """
 
-import warnings
 from contextlib import contextmanager
 from pathlib import Path
 
@@ -49,8 +48,7 @@ def prepare(settings):
     model.requires_grad_(False)
     adapter = LoraConfig(r=settings.rank, lora_alpha=settings.alpha, lora_dropout=settings.dropout, task_type="CAUSAL_LM",
                          target_modules=_targets(model, settings), layers_to_transform=_layers(model, settings))
-    with warnings.catch_warnings():  # peft asks transformers for an attribute by its deprecated name
-        warnings.simplefilter("ignore", FutureWarning)
+    with models.quiet_peft():
         model = get_peft_model(model, adapter)
     adapter.base_model_name_or_path = runs.base_name(settings.base)  # not the folder of this machine
     _draw_adapter(model, settings.seed)

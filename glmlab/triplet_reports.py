@@ -2,6 +2,7 @@
 
 import csv
 import io
+import re
 from collections import Counter
 from collections.abc import Callable, Iterable, Mapping
 from pathlib import Path
@@ -17,6 +18,8 @@ KINDS = {"unparsable": "nothing could be read in the answer", "wrong relation": 
          "invented": "in the answer only"}
 #: Inches from a column of a graph's picture to the next, and from row to row.
 COLUMN, ROW = 2.7, 0.42
+#: Control characters and the like, which no XML file may hold.
+_NO_XML = re.compile("[^\t\n\r -\ud7ff\ue000-\ufffd\U00010000-\U0010ffff]")
 
 
 # --- one system --------------------------------------------------------------------------------------------------
@@ -79,17 +82,19 @@ def failures_text(failures: list[dict], kind: str, count: int = 3, width: int = 
 # --- what the loss is made of ------------------------------------------------------------------------------------
 
 #: Kinds of tokens of an answer, with what a model must do to get them right.
-PARTS = {"form": "brackets, commas, line ends, the stop id", "relation": "one of a short list", "name": "copied from the sentence"}
+PARTS = {"form": "brackets, commas, line ends, the stop id", "relation": "one of a short list",
+         "name begins": "its first token: which name of the sentence?", "name goes on": "its other tokens: as in the sentence"}
 
 
 def answer_parts(tokenizer, triples: list[Triple]) -> list[str]:
-    """The kind of each id of an answer as `chat.answer_ids` makes it: form, relation or name, by the first sign of the token."""
+    """The kind of each id of an answer as `chat.answer_ids` makes it: one of PARTS, by the first sign of the token."""
     from glmlab import chat
     from glmlab.constrained import tokens, written
     marked = [(b"(", "form")] if triples else [(NONE.encode(), "form")]
-    for head, relation, tail in triples:
-        marked += [(written(tokenizer, head), "name"), (b", ", "form"), (written(tokenizer, relation), "relation"), (b", ", "form"),
-                   (written(tokenizer, tail), "name"), (b")\n(", "form")]
+    for triple in triples:
+        head, relation, tail = (written(tokenizer, part) for part in triple)
+        marked += [(head[:1], "name begins"), (head[1:], "name goes on"), (b", ", "form"), (relation, "relation"), (b", ", "form"),
+                   (tail[:1], "name begins"), (tail[1:], "name goes on"), (b")\n(", "form")]
     kinds = [kind for text, kind in marked for _ in text][:-2 if triples else None]  # one a byte; the last line ends with ")"
     texts = [tokens(tokenizer).by_id.get(number, b"") for number in chat.answer_ids(tokenizer, answer(triples))]
     found, place = [], len(kinds) - sum(map(len, texts))  # below 0: what stands before an answer
@@ -135,18 +140,18 @@ def knowledge_graph(triples: Iterable[Triple], relations: Mapping[str, Relation]
     return graph
 
 
-def graph_figure(graph, path=None, title: str = ""):
+def graph_figure(graph, path=None, title: str = "", width: float = 14.5):
     """The picture of a `knowledge_graph`: parts that hang together stand together, the largest first; colours are kinds of names.
 
-    Errors: ValueError for a graph without nodes.
+    width: inches it may take; a part whose columns need more takes more. Errors: ValueError for a graph without nodes.
     """
     from matplotlib.patches import FancyArrowPatch, Patch
 
     from glmlab.figures import COLOURS, _axes, save
     if not graph:
         raise ValueError("no triples to draw: the document has none, or none was found")
-    places, (right, top) = _places(graph)
-    figure, axis = _axes(max(5, right), top + 0.8)
+    places, (right, top) = _places(graph, width)
+    figure, axis = _axes(max(min(5, width), right), top + 0.8)
     kinds = list(dict.fromkeys(kind for _, kind in graph.nodes(data="kind")))
     colours = {kind: (*COLOURS, "#666666")[min(number, len(COLOURS))] for number, kind in enumerate(kinds)}
     axis.set(xlim=(0, right), ylim=(0, top), xticks=[], yticks=[], title=title)
@@ -179,12 +184,14 @@ def _places(graph, limit: float = 14.5) -> tuple[dict, tuple[float, float]]:
     places, x, y, tall, widest = {}, 0.0, 0.0, 0.0, 0.0
     for part in sorted(parts, key=lambda part: (-len(part), order[part[0]])):
         columns = _columns(graph, part)
-        wide, high = COLUMN * len(columns) - 0.7, ROW * (max(map(len, columns)) + 0.7)
+        needed = 0.8 + 0.125 * max(map(len, part))  # half a box on each side, and an arrow between them
+        column_width = min(COLUMN, max(needed, (limit - 2.05) / max(1, len(columns) - 1)))
+        wide, high = column_width * (len(columns) - 1) + 2.05, ROW * (max(map(len, columns)) + 0.7)
         if x and x + wide > limit:
             x, y, tall = 0.0, y + tall, 0.0
         for number, column in enumerate(columns):
             for row, node in enumerate(column):
-                places[node] = (x + COLUMN * number + 0.95, y + high / 2 + ROW * (row - (len(column) - 1) / 2))
+                places[node] = (x + column_width * number + 0.95, y + high / 2 + ROW * (row - (len(column) - 1) / 2))
         x, tall, widest = x + wide, max(tall, high), max(widest, x + wide)
     height = y + tall
     return {node: (across, height - down) for node, (across, down) in places.items()}, (widest, height)
@@ -209,11 +216,22 @@ def _columns(graph, part: list) -> list[list]:
 
 
 def write_graphml(graph, path) -> Path:
-    """Write a `knowledge_graph` as GraphML, which Gephi, Cytoscape, yEd and, with its APOC procedures, Neo4j read."""
+    """Write a `knowledge_graph` as GraphML, which Gephi, Cytoscape, yEd and, with its APOC procedures, Neo4j read.
+
+    Signs that XML forbids (control characters) are replaced, else nobody could read the file.
+    """
     import networkx
-    content = io.BytesIO()
-    networkx.write_graphml_xml(graph, content, encoding="utf-8", prettyprint=True)
+    readable, content = networkx.MultiDiGraph(), io.BytesIO()
+    for node, facts in graph.nodes(data=True):
+        readable.add_node(_xml(node), **{name: _xml(value) for name, value in facts.items()})
+    for head, tail, key, facts in graph.edges(keys=True, data=True):
+        readable.add_edge(_xml(head), _xml(tail), key, **{name: _xml(value) for name, value in facts.items()})
+    networkx.write_graphml_xml(readable, content, encoding="utf-8", prettyprint=True)
     return paths.write_bytes(path, content.getvalue())
+
+
+def _xml(value):
+    return _NO_XML.sub("\ufffd", value) if isinstance(value, str) else value
 
 
 def write_csv(graph, path) -> Path:

@@ -38,15 +38,13 @@ def serves(base) -> bool:
 def adapter(base, checkpoint, out) -> Path:
     """Write a checkpoint's adapter as vLLM reads it: PEFT's two files with gate_up_proj divided, and the chat template of the training.
 
-    PEFT itself reads the checkpoint, not this folder. Errors: as `architecture` and `models.check_adapter`; ValueError if out is the
-    checkpoint.
+    PEFT itself reads the checkpoint, not this folder. Errors: as `architecture`, `models.check_adapter` and `models.check_out`.
     """
     from safetensors.torch import load_file, save
     architecture(base)
     checkpoint, out = Path(checkpoint), Path(out)
     models.check_adapter(checkpoint)
-    if out.resolve() == checkpoint.resolve():
-        raise ValueError(f"{paths.shown(out)} is the source itself; choose another folder")
+    models.check_out(out, checkpoint)
     weights = {}
     for name, weight in load_file(checkpoint / "adapter_model.safetensors").items():
         parts = weight.chunk(2) if ".lora_B." in name else (weight, weight)  # rows of B: first those of gate, then those of up

@@ -13,6 +13,16 @@ class Busy(Exception):
     """All places are taken, those of the queue too; come back later."""
 
 
+class TooLong(ValueError):
+    """A prompt that leaves no room for an answer."""
+
+    def __init__(self, tokens: int, wanted: int, limit: int):
+        """tokens: of the prompt; wanted: of the answer, at least; limit: of both."""
+        super().__init__(f"the prompt takes {tokens} tokens and the answer {wanted}: together more than the {limit} this server allows; "
+                         "shorten the messages")
+        self.tokens, self.limit = tokens, limit
+
+
 class Ticket:
     """One answer that is being written: what has come of it, and at last how it ended."""
 
@@ -39,6 +49,11 @@ class Ticket:
     def tokens(self) -> int:
         """Tokens written so far."""
         return len(self.request.tokens) if self.request else 0
+
+    def facts(self) -> dict:
+        """How it went so far: finish ("cancelled" while nothing else has ended it), seconds to the first token and in all, tokens."""
+        seconds = time.perf_counter() - self.started if self.seconds is None else self.seconds
+        return {"finish": self.finish or "cancelled", "first": self.first, "seconds": seconds, "tokens": self.tokens}
 
     def tell(self, piece: str) -> None:
         """Hand a piece of text on."""

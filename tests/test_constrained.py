@@ -7,7 +7,7 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from glmlab import answering, chat, constrained, generation, paths
+from glmlab import answering, chat, constrained, encoding, generation, paths
 from glmlab.chatglm import vocab
 from glmlab.constrained import Copying
 from glmlab.tasks import triplets
@@ -40,7 +40,8 @@ def checked(tokenizer, written, text, relations=RELATIONS):
     assert found and len(found) == len(answer.splitlines())
     assert triplets.parse(triplets.answer(found), relations) == found
     for line, triple in zip(answer.splitlines(), found):
-        assert triplets.normalise(line) == triplets.normalise(f"({', '.join(triple)})")
+        assert triplets.normalise(line).replace('"', "") == triplets.normalise(f"({', '.join(triple)})").replace('"', "")
+        assert triple.head != triple.tail
         assert triple.relation in map(triplets.normalise, relations)
         assert triplets.in_text(triple.head, text) and triplets.in_text(triple.tail, text)
     return found
@@ -178,7 +179,24 @@ def test_every_triple_that_can_be_said_is_said_once_and_then_the_answer_ends(tok
         if not written[2:]:
             going_on = [number for number in going_on if constrained.tokens(tokenizer).by_id[number][-1:] in b"(\n"] or going_on
         written.append((going_on or allowed)[0])
-    assert len(checked(tokenizer, written, "甲乙", relation)) in (0, 2)  # as many triples as there are characters
+    assert len(checked(tokenizer, written, "甲乙", relation)) == 1  # one less than there are characters: no tail is its own head
+
+
+def test_no_name_is_in_relation_to_itself(tokenizer):
+    text = "阿里在云上，阿里总部在杭州。"
+    assert b")" not in {found[:1] for found in allowed_texts(tokenizer, text, "(阿里, 总部在, 阿里")}
+    assert b")" in {found[:1] for found in allowed_texts(tokenizer, text, "(阿里, 总部在, 杭州")}
+    assert checked(tokenizer, walk(tokenizer, Copying(tokenizer, "甲甲", 60), random.Random(1), 60), "甲甲") == []
+
+
+def test_a_name_in_quotation_marks_is_a_name(tokenizer):
+    text = "李明创立了“星光”。"
+    for tail in ("星光", "“星光”"):
+        ids = chat.answer_ids(tokenizer, f"(李明, 创立, {tail})")
+        rule = Copying(tokenizer, text, 200)
+        assert all(ids[place] in rule(ids[:place]) for place in range(len(ids)))
+    after = allowed_texts(tokenizer, text, "(李明, 创立, 星光)\n(李明, 创立, “星光”")
+    assert b")" not in {found[:1] for found in after}  # the same triple
 
 
 def test_too_little_room_is_said(tokenizer):
@@ -186,6 +204,25 @@ def test_too_little_room_is_said(tokenizer):
         Copying(tokenizer, TEXT, 10)
     only = Copying(tokenizer, "（", 10)  # nothing to copy: 无 is all there is to say
     assert checked(tokenizer, walk(tokenizer, only, random.Random(1), 10), "（") == []
+
+
+# --- a text that is too long -------------------------------------------------------------------------------------
+
+def test_only_what_the_model_reads_can_be_copied(tokenizer, wide_model):
+    """What was cut from the middle is no choice; the rule gets the text of the prompt."""
+    text = "李明在北京上班。" + "王五没有去成都。" * 60 + "赵六在深圳。"
+    asked = []
+
+    def copying(tokenizer, text, max_new_tokens):
+        asked.append(text)
+        return Copying(tokenizer, text, max_new_tokens)
+
+    rows = [Sentence(0, text, ()), Sentence(1, "李明在北京上班。", ())]
+    found = answering.answer_rows(wide_model, tokenizer, triplets.TASK, rows, "instruction", 400, 60, rule=copying)
+    prompts = encoding.prompts(tokenizer, triplets.TASK, rows, 400, "instruction", 60)
+    assert found.cut[0] > 20 and found.cut[1] == 0 and asked == [prompt.text for prompt in prompts]
+    assert len(asked[0]) < len(text) / 2 and asked[0].startswith("李明在北京上班。") and asked[0].endswith("赵六在深圳。") and asked[1] == rows[1].text
+    assert prompts[0].ids == chat.prompt_ids(tokenizer, triplets.messages(asked[0]))
 
 
 # --- in the loop -------------------------------------------------------------------------------------------------

@@ -15,6 +15,7 @@ def test_samples_are_prompt_answer_and_stop(tokenizer):
     assert shortened == 0 and len(samples) == len(prompts) == 4
     for row, sample, prompt in zip(ROWS, samples, prompts):
         assert sample.ids == prompt.ids + chat.answer_ids(tokenizer, triplets.answer(row.triples)) and sample.labels_from == len(prompt.ids)
+        assert prompt.text == row.text and prompt.cut == 0
 
 
 def test_a_row_that_does_not_fit_is_named(tokenizer):

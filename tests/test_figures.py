@@ -48,6 +48,7 @@ FIGURES = {
     "bars": lambda path=None: figures.comparison_bars(_systems(), path),
     "step": lambda path=None: figures.score_against_step(_systems(), {"majority": 0.01}, path),
     "classes": lambda path=None: figures.class_counts(SPLITS, NAMES, path),
+    "triples": lambda path=None: figures.class_counts(SPLITS, NAMES, path, "triples", "relation", plain=True),
     "lengths": lambda path=None: figures.length_histogram({"train": [3, 400, 90], "dev": [7]}, limit=300, path=path),
     "loss": lambda path=None: figures.loss_curve(LOG, path),
 }
@@ -65,6 +66,28 @@ def drawn():
         texts = [text for text in figure.findobj(Text) if text.get_visible() and text.get_text().strip()]
         found[name] = figure, texts
     return found
+
+
+def test_a_line_has_the_digits_of_its_scale():
+    rows = [{"step": step, "f1_macro": step / 10, "rouge_l": 20.0 + step} for step in (1, 2)]
+    shares = figures.score_against_step(rows, {"majority": 0.0123})
+    points = figures.score_against_step(rows, {"nearest": 24.426}, score="rouge_l", title="ROUGE-L")
+    assert [text.get_text() for figure in (shares, points) for text in figure.axes[0].get_legend().get_texts()[1:]] == ["majority 0.012", "nearest 24.4"]
+
+
+def test_bars_say_what_they_count():
+    (rows,), (triples,) = (figures.class_counts({"train": [0, 1, 1]}, ["工作于", "担任"], None, *more).axes for more in ((), ("triples", "relation", True)))
+    assert [(axis.get_title(), axis.get_xlabel(), axis.get_xscale()) for axis in (rows, triples)] == [
+        ("Rows of each class", "rows (log scale)", "log"), ("Triples of each relation", "triples", "linear")]
+    assert [[text.get_text() for text in axis.get_yticklabels()] for axis in (rows, triples)] == [["工作于  0", "担任  1"], ["工作于", "担任"]]
+    assert triples.figure.legends[0].get_texts()[0].get_text() == "train: 3 triples"
+
+
+def test_the_legend_of_lengths_lies_beside_the_lines():
+    figure = figures.length_histogram({"train": [3, 400, 90], "dev": [7, 508]}, limit=512)
+    FigureCanvasAgg(figure).draw()
+    legend, axis = figure.legends[0].get_window_extent(), figure.axes[0]
+    assert axis.get_legend() is None and legend.y1 < axis.get_window_extent().y0
 
 
 def _glyphs(path):

@@ -134,6 +134,28 @@ def test_what_cannot_be_loaded_is_said(tmp_path, capsys):
     assert "which transformers loads as it is" in capsys.readouterr().err
     with pytest.raises(ValueError, match="source itself"):
         models.convert(cut, cut)
+    (tmp_path / "mine").mkdir()
+    (tmp_path / "mine" / "notes.txt").write_text("mine")
+    with pytest.raises(ValueError, match="holds files already"):
+        models.convert(cut, tmp_path / "mine")
+
+
+@pytest.mark.parametrize("code", [
+    "models.load_tokenizer('chatglm-tiny')",
+    "models.load_finetuned('chatglm-tiny', models.find_checkpoint('triplets-reference', -1), 'none', 'fp32', 'cpu')",
+], ids=["tokenizer", "adapter"])
+def test_loading_says_nothing(code):
+    """No warning of transformers that no user can act on, and none silenced for the process."""
+    program = f"import warnings\nfrom glmlab import models\n{code}\nassert 'is_gradient_checkpointing' not in str(warnings.filters)"
+    done = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True)
+    assert (done.returncode, done.stdout, done.stderr) == (0, "", "")
+
+
+def test_an_unknown_run_names_those_that_ship_too(tmp_path, monkeypatch):
+    monkeypatch.setenv("GLMLAB_HOME", str(tmp_path))
+    paths.write_json(paths.runs("mine", "run.json"), {})
+    with pytest.raises(FileNotFoundError, match="run 'nope' not found in .* or data/runs; there are: .*intent-reference.*mine"):
+        models.read_run("nope")
 
 
 def _with(folder, **changes):

@@ -211,6 +211,43 @@ def test_the_way_from_data_to_comparison(tmp_path):
     assert len(json.loads((tmp_path / "reports/intent/compare/comparison.json").read_text(encoding="utf-8"))["systems"]) >= 5
 
 
+#: (notebook, rows of a user's own): triples with a relation of their own and a row without answer; service without scene and history, as document 002 has them; service with nothing but conversations.
+OWN_ROWS = [
+    ("11_triplets_data", [{"input": "甲没有答案。"}, *({"text": f"{name}和李四是同学。", "spo_list": [{"subject": name, "predicate": "同学", "object": "李四"}]}
+                                                for name in ("张三", "王五", "赵六", "钱七"))]),
+    ("21_service_data", [{"instruction": f"用户问：第{number}件怎么退？", "input": "", "output": f"您好！\n1. 打开第{number}单\n2. 申请退货"}
+                         for number in range(4)]),
+    ("21_service_data", [{"messages": [{"role": ("user", "assistant")[turn % 2], "content": f"第{number}件的第{turn}句"} for turn in range(4)]}
+                         for number in range(4)]),
+]
+
+
+@pytest.mark.parametrize("name, own", OWN_ROWS)
+def test_a_small_file_of_ones_own(name, own, tmp_path):
+    """A data notebook runs to its end on any file that can be read, whatever the course's own rows have besides."""
+    rows = {"train": own[:-2], "dev": own[-2:-1], "test": own[-1:]}
+    for split, found in rows.items():
+        (tmp_path / f"{split}.json").write_text(json.dumps(found, ensure_ascii=False), encoding="utf-8")
+    done = papermill(name, tmp_path, **{f"{split}_file": f"{split}.json" for split in rows})
+    assert done.returncode == 0, done.stderr[-3000:]
+
+
+def test_relations_of_ones_own_are_kept_with_the_run(tmp_path):
+    """Training notebook -> run.json and checkpoint -> evaluation notebook and the extractor, which can copy under the run's own list."""
+    rows = [{"text": f"{a}{b}和李四是同学。", "spo_list": [{"subject": a + b, "predicate": "同学", "object": "李四"}]} for a in "张王赵" for b in "三五六七"]
+    (tmp_path / "own.jsonl").write_text("\n".join(json.dumps(row, ensure_ascii=False) for row in [{"input": "甲没有答案。"}, *rows]), encoding="utf-8")
+    (tmp_path / "dev.jsonl").write_text(json.dumps({"input": "陈一和李四是同学。", "output": "(陈一, 同学, 李四)"}, ensure_ascii=False), encoding="utf-8")
+    train = SMOKE["12_triplets_train"] | {"run": "mine", "train_file": "own.jsonl", "dev_file": "dev.jsonl"}
+    for name, parameters in (("12_triplets_train", train), ("13_triplets_eval", {"run": "mine", "test_file": "dev.jsonl"})):
+        done = papermill(name, tmp_path, **parameters)
+        assert done.returncode == 0, f"{name}: {done.stderr[-3000:]}"
+    run = tmp_path / "data/runs/mine"
+    told = json.loads((run / "run.json").read_text(encoding="utf-8"))["data"]["relations"]
+    assert told[-1] == "同学" and json.loads((run / "checkpoint-4/glmlab.json").read_text(encoding="utf-8"))["relations"] == told
+    results = json.loads((tmp_path / "reports/triplets/eval/mine-4/results.json").read_text(encoding="utf-8"))
+    assert [entry["relation"] for entry in results["per_relation"]] == told
+
+
 @pytest.mark.parametrize("name, parameters, said", [
     ("03_eval", {"checkpiont": 5000}, ["checkpiont: unknown parameter, did you mean checkpoint?", "parameters: run, checkpoint, samples"]),
     ("03_eval", {"checkpoint": 700}, ["checkpoint 700 not found in data/runs/intent-reference; there are: 500, 1000, 2000, 3000, 4000, 5000"]),

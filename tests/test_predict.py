@@ -176,14 +176,25 @@ def test_an_empty_sentence_is_named(load, bad):
 
 
 def test_texts_of_a_file(tmp_path):
-    path = tmp_path / "texts"
+    path, sentence = tmp_path / "texts", triplets.Sentence
     path.write_text("一句。\n\n  两句。\n", encoding="utf-8")
-    assert predict.read_texts(path) == (["一句。", "两句。"], [])
+    assert predict.read_texts(path) == ([sentence(0, "一句。", None), sentence(2, "两句。", None)], [])
     path.write_text('{"input": "一句。"}\n{"input": 7}\n{"text": "两句。", "spo_list": []}\n', encoding="utf-8")
-    texts, problems = predict.read_texts(path)
-    assert texts == ["一句。", "两句。"] and [problem.row for problem in problems] == [1]
+    found, problems = predict.read_texts(path)
+    assert found == [sentence(0, "一句。", None), sentence(2, "两句。", ())] and [problem.row for problem in problems] == [1]
+    path.write_text('[\n  {"input": "一句。"}\n]', encoding="utf-8")
+    assert predict.read_texts(path) == ([sentence(0, "一句。", None)], [])
     with pytest.raises(FileNotFoundError, match="one text a line"):
         predict.read_texts(tmp_path / "nowhere")
+
+
+@pytest.mark.parametrize("text", ["[新华社] 张三创立了云帆。\n李四在北京。", "{注} 一句。", "[1]\n一句。", "[1] 一句。"])
+def test_a_plain_text_may_begin_with_a_bracket(tmp_path, text):
+    (tmp_path / "texts.txt").write_text(text, encoding="utf-8")
+    assert [row.text for row in predict.read_texts(tmp_path / "texts.txt")[0]] == text.splitlines()
+    (tmp_path / "texts.jsonl").write_text(text, encoding="utf-8")
+    with pytest.raises(ValueError):  # a file that calls itself JSON must be
+        predict.read_texts(tmp_path / "texts.jsonl")
 
 
 def test_extract_on_the_command_line(load, monkeypatch, capsys, tmp_path):
@@ -194,12 +205,49 @@ def test_extract_on_the_command_line(load, monkeypatch, capsys, tmp_path):
     assert command_line.main(["extract", str(tmp_path / "texts.jsonl"), "--run", "mine", "--checkpoint", "5"]) == 0
     said = capsys.readouterr()
     assert [json.loads(line) for line in said.out.splitlines()] == [
-        {"text": "李明在北京。", "triples": [["李明", "工作于", "北京"]]}, {"text": "王五。", "triples": [], "unparsable": "我不知道"}]
+        {"row": 0, "text": "李明在北京。", "triples": [["李明", "工作于", "北京"]], "cut": 0},
+        {"row": 2, "text": "王五。", "triples": [], "cut": 0, "unparsable": "我不知道"}]
     assert "NOTE: a note" in said.err and "row 1: empty text" in said.err
     assert command_line.main(["extract", "--text", "李明在北京。", "--run", "mine", "--checkpoint", "5", "--constrained"]) == 0
     assert json.loads(capsys.readouterr().out)["text"] == "李明在北京。" and asked[-1][1] is not None
     with pytest.raises(SystemExit):
         command_line.main(["extract", "--run", "mine"])
+
+
+def test_extract_prints_what_it_has_before_it_goes_on_and_says_what_it_cut(load, monkeypatch, capsys, tmp_path):
+    wanted = comparison.System("mine 5", "mine", 5, tmp_path, "chatglm-tiny", "none", "instruction")
+    monkeypatch.setattr(comparison, "system", lambda *asked: wanted)
+    printed = []
+    writes(monkeypatch, "无")
+    real = generation.generate_facts
+    monkeypatch.setattr(generation, "generate_facts", lambda *args, **more: printed.append(capsys.readouterr()) or real(*args, **more))
+    long = "李明在北京。" + "王五没有去成都。" * 300 + "赵六在深圳。"
+    (tmp_path / "texts").write_text("\n".join([long, *["一句。"] * 120]), encoding="utf-8")
+    assert command_line.main(["extract", str(tmp_path / "texts"), "--run", "mine"]) == 0
+    assert [said.out.count("\n") for said in printed] == [0, 100] and capsys.readouterr().out.count("\n") == 21
+    first = json.loads(printed[1].out.splitlines()[0])
+    assert first["row"] == 0 and first["cut"] > 100 and f"row 0: too long, {first['cut']} sentences left out" in printed[1].err
+
+
+def test_the_relations_of_a_run_are_those_it_was_trained_on(load, monkeypatch, tmp_path):
+    (tmp_path / models.CHECKPOINT_FILE).write_text(json.dumps({"step": 5, "form": "relations", "relations": ["创立", "朋友"]}), encoding="utf-8")
+    assert load(tmp_path).relations == {"创立": triplets.RELATIONS["创立"], "朋友": Relation("朋友")}
+    assert load().relations == triplets.RELATIONS
+    wanted = comparison.System("mine 5", "mine", 5, tmp_path, "chatglm-tiny", "none", "instruction", relations=("朋友",))
+    monkeypatch.setattr(comparison, "system", lambda *asked: wanted)
+    writes(monkeypatch, "(李明, 朋友, 王五)")
+    made = []
+    real = predict.TripletExtractor
+    monkeypatch.setattr(predict, "TripletExtractor", lambda *args, **more: made.append(more["relations"]) or real(*args, **more))
+    assert command_line.main(["extract", "--text", "李明认识王五。", "--run", "mine", "--constrained"]) == 0
+    assert made == [{"朋友": Relation("朋友")}]
+
+
+def test_a_system_has_the_relations_of_its_run(tmp_path):
+    record = {"settings": {"base": "chatglm-tiny", "method": "lora", "form": "instruction"}, "base": {}}
+    for data, wanted in (({"relations": ["创立", "朋友"]}, ("创立", "朋友")), ({}, ())):  # a run of before says nothing
+        (tmp_path / "run.json").write_text(json.dumps(record | {"data": data}), encoding="utf-8")
+        assert comparison.system(str(tmp_path), 0).relations == wanted
 
 
 def test_sentences_on_the_command_line(tmp_path, capsys):
@@ -209,3 +257,7 @@ def test_sentences_on_the_command_line(tmp_path, capsys):
     made = sentences.sentences(sentences.make("train", 5, 3))
     assert [(row.text, row.triples) for row in found] == [(row.text, row.triples) for row in made] and not problems
     assert len(triplets.read(tmp_path / "test_triplet.jsonl")[0]) == sentences.SIZES["test"]
+    for few in ("0", "-3"):
+        assert command_line.main(["sentences", str(tmp_path), "--train", few]) == 1
+        assert f"--train {few}: at least one sentence" in capsys.readouterr().err
+    assert len(triplets.read(tmp_path / "train_triplet.jsonl")[0]) == 5

@@ -174,6 +174,10 @@ def test_more_sentences_begin_with_the_same_ones(tmp_path):
     written = sentences.write(tmp_path, {"train": 20, "val": 5, "test": 5})
     assert [path.name for path in written] == ["train_triplet.jsonl", "val_triplet.jsonl", "test_triplet.jsonl"]
     assert triplets.read(written[0])[0] == sentences.sentences(made("train"))[:20]
+    old = written[0].read_bytes()
+    sentences.write(tmp_path, {"train": 10, "val": 5, "test": 5})
+    assert sorted(path.name for path in tmp_path.glob("*.bak*")) == ["train_triplet.jsonl.bak"]  # what stays the same needs no copy
+    assert (tmp_path / "train_triplet.jsonl.bak").read_bytes() == old
 
 
 # --- an eighth relation ------------------------------------------------------------------------------------------

@@ -11,9 +11,10 @@ from talking import FakeEngine, fake_talk, serving, until
 
 from glmlab import api, chat, generation, models, page, paths, server
 from glmlab.persona import PERSONAS, Persona, persona
-from glmlab.worker import Busy
+from glmlab.worker import Busy, TooLong
 
 ASK = [{"role": "user", "content": "帮我把套餐取消吧"}]
+JSON = {"Content-Type": "application/json"}
 
 
 def client(url, key="none"):
@@ -201,7 +202,7 @@ def test_medical_answers_begin_with_the_call_for_help(tokenizer, engine, monkeyp
     ({"messages": [{"role": "user", "content": "\ud800"}]}, 400, "message 0: half of a character"),
 ])
 def test_what_is_refused_says_why(url, talk, body, status, words):
-    found = httpx.post(f"{url}/v1/chat/completions", content=json.dumps({"model": "tuned", "messages": ASK} | body).encode())
+    found = httpx.post(f"{url}/v1/chat/completions", headers=JSON, content=json.dumps({"model": "tuned", "messages": ASK} | body).encode())
     assert found.status_code == status and set(found.json()) == {"error"}
     error = found.json()["error"]
     assert words in error["message"] and error["type"] == "invalid_request_error" and error["code"]
@@ -212,7 +213,7 @@ def test_what_is_refused_says_why(url, talk, body, status, words):
                                             (b'"' + b"x" * api.LARGEST_BODY + b'"', "larger than 1,048,576 bytes"),
                                             (b"[" * 100_000, "not JSON")])
 def test_a_body_that_is_no_request(url, content, words):
-    found = httpx.post(f"{url}/v1/chat/completions", content=content)
+    found = httpx.post(f"{url}/v1/chat/completions", headers=JSON, content=content)
     assert found.status_code == 400 and words in found.json()["error"]["message"]
 
 
@@ -226,8 +227,19 @@ def test_harmless_options_and_parts_of_text_are_taken(url, engine, talk):
 
 
 def test_other_addresses_under_v1(url):
-    for found in (httpx.post(f"{url}/v1/completions", json={}), httpx.get(f"{url}/v1/chat/completions")):
+    for found in (httpx.post(f"{url}/v1/completions", json={}), httpx.get(f"{url}/v1/chat/completions"), httpx.get(f"{url}/v1"),
+                  httpx.options(f"{url}/v1/chat/completions"), httpx.options(f"{url}/v1/models"), httpx.options(f"{url}/v1")):
         assert found.status_code == 404 and "POST /v1/chat/completions" in found.json()["error"]["message"]
+        assert not any(name.startswith("access-control") for name in found.headers)  # no foreign page may ask
+
+
+@pytest.mark.parametrize("kind", ["text/plain", "application/x-www-form-urlencoded", "multipart/form-data; boundary=x", None])
+def test_what_a_foreign_page_could_send_unasked_is_not_answered(url, engine, kind):
+    content = json.dumps({"model": "tuned", "messages": ASK}).encode()
+    found = httpx.post(f"{url}/v1/chat/completions", content=content, headers={"Content-Type": kind} if kind else {})
+    assert found.status_code == 415 and "must be application/json" in found.json()["error"]["message"] and engine.requests == []
+    found = httpx.post(f"{url}/v1/chat/completions", content=content, headers={"Content-Type": "application/json; charset=utf-8"})
+    assert found.status_code == 200
 
 
 def test_a_full_queue_refuses_and_recovers(url, engine, talk):
@@ -238,6 +250,7 @@ def test_a_full_queue_refuses_and_recovers(url, engine, talk):
         with pytest.raises(openai.RateLimitError, match="4 requests are being answered or wait") as refused:
             client(url).chat.completions.create(model="tuned", messages=ASK)
         assert refused.value.code == "queue_full" and refused.value.type == "rate_limit_error"
+        assert refused.value.response.headers["retry-after"] == "2" and "retry-after" not in post(url, n=2).headers
         engine.gate.set()
         assert [future.result().status_code for future in taken] == [200] * 4
     assert post(url).status_code == 200 and talk.worker.open == 0
@@ -316,6 +329,7 @@ def test_with_a_key_nothing_is_open_but_health(tokenizer, engine, monkeypatch, t
         header = {"Authorization": "Bearer geheim-密".encode()}
         assert httpx.get(f"{url}/v1/models", headers=header).status_code == 200
         assert httpx.get(f"{url}/config").status_code == 401
+        assert [httpx.get(url + path).status_code for path in ("/openapi.json", "/gradio_api/openapi.json", "/docs")] == [404, 401, 404]
         assert httpx.post(f"{url}/gradio_api/queue/join", json={"data": [], "fn_index": 0, "session_hash": "x"}).status_code == 401
         assert httpx.post(f"{url}/login", data={"username": "x", "password": "wrong"}).status_code == 400
         login = httpx.post(f"{url}/login", data={"username": "x", "password": "geheim-密"})
@@ -337,6 +351,11 @@ def test_without_a_key_only_this_machine_is_served(url, monkeypatch):
 def test_a_configuration_names_everything_that_is_wrong():
     with pytest.raises(ValueError, match="slots=0: at least 1; .*language='fr'.*time_limit=0.*adapter name 'a b'"):
         server.Config(slots=0, language="fr", time_limit=0, adapters=(("a b", "x"),))
+    for port in (-1, 65536, 99999):
+        with pytest.raises(ValueError, match=f"port={port}: 0 to 65535"):
+            server.Config(port=port)
+    with pytest.raises(ValueError, match=r"max_tokens=5: the shortest prompt of service takes (\d+) tokens, .*more than \1$"):
+        server.load(server.Config("service", "glm4-tiny", run="none", max_tokens=5))
     with pytest.raises(ValueError, match="unknown task 'weather'; there are: intent, triplets, service, medical"):
         server.load(server.Config("weather"))
     with pytest.raises(ValueError, match="run intent-reference is none of task medical: form 'system': choose chat or rounds"):
@@ -405,6 +424,34 @@ def test_every_task_has_a_persona(tokenizer):
     with pytest.raises(ValueError, match="form 'rounds': choose system or template"):
         persona("intent", "rounds").messages(ASK)
     assert persona("triplets").triples("(张三, 毕业于, 清华大学)") == [("张三", "毕业于", "清华大学")]
+
+
+def test_triples_come_as_the_text_writes_them_and_on_request_only_copied(tokenizer, engine, talk):
+    from glmlab.constrained import Copying
+    assert server.extractor(talk) is None
+    engine.answer = "(李四, 工作于, 云帆(苏州)科技)"
+    extracting = fake_talk(tokenizer, engine, persona("triplets"), limit=400)
+    extract, text = server.extractor(extracting), "李四在云帆（苏州）科技上班。"
+    found = extract(text)
+    assert found.triples == [("李四", "工作于", "云帆（苏州）科技")] and (found.ticket.finish, found.ticket.tokens) == ("stop", len(engine.answer))
+    extract(text, True)
+    assert engine.requests[0].options.get("allowed") is None and isinstance(engine.requests[1].options["allowed"], Copying)
+    assert engine.requests[0].ids == engine.requests[1].ids
+    for answer, triples in (("无", []), ("不知道", None)):
+        engine.answer = answer
+        assert extract(text).triples == triples
+    with pytest.raises(TooLong, match="more than the 400"):
+        extract("长" * 400, True)
+    extracting.worker.close()
+
+
+def test_a_call_without_words_is_refused_and_a_cut_one_told(real, monkeypatch):
+    for text in ("", "[SEP]", " [SEP] [SEP] "):
+        with pytest.raises(ValueError, match="the call is empty"):
+            server.classifier(real)(text)
+    monkeypatch.setattr(real, "limit", 700)
+    found = server.classifier(real)("[SEP]".join(["您好请讲，我想把彩铃退了"] * 60))
+    assert found.turns_dropped > 10
 
 
 def test_the_triplet_page_draws_the_graph(tokenizer, engine, talk, monkeypatch):

@@ -201,6 +201,13 @@ def test_the_last_correction_of_a_question_counts(write, tmp_path):
     assert reasons(problems) == [(0, "rated again", "left out"), (2, "correction", "kept")]
 
 
+def test_an_empty_answer_that_was_corrected_is_learnt(write, tmp_path):
+    lines = [rated("几点下班", "", "down", "八点。"), rated("在吗", "", "down"), rated("周日呢", "", "up"), rated("", "", "down", "八点。")]
+    added, problems = service.add_feedback(write("\n".join(lines), "feedback.jsonl"), write([record()]), tmp_path / "out.json")
+    assert added == [Dialogue(1, "几点下班", "八点。")]
+    assert reasons(problems) == [(1, "empty answer", "left out"), (2, "empty answer", "left out"), (3, "empty question", "left out")]
+
+
 def test_feedback_as_the_page_writes_it(write, tmp_path, monkeypatch):
     monkeypatch.setenv("GLMLAB_HOME", str(tmp_path))
     asked = service.messages("能开发票吗")

@@ -56,15 +56,25 @@ def test_it_streams_keeps_history_and_tells_the_times(talk_to, engine):
 
 def test_commands(talk_to, engine, tmp_path):
     file = tmp_path / "new" / "a talk.json"
-    out = talk_to(["你好", "/system 你是诗人", "写", f"/save {file}", "/clear", "再来", "/system", "最后", "/save", "/dance", "/help", "/quit", "不会问"])
+    out = talk_to(["你好", "/system 你是诗人", "写", f"/save {file}", "/clear", "再来", "/system", "最后", "/save", "/dance", "/help", "/quit now", "不会问"])
     assert "written: " in out and "error: /save needs a file name" in out and "unknown command /dance; /help lists them" in out
-    assert terminal.HELP in out and len(engine.requests) == 4
+    assert terminal.HELP in out and len(engine.requests) == 4 and "unknown command /quit" not in out
+    assert "forgotten: 2 rounds\n" in out and "with this system prompt\n" in out and "with the task's own prompt\n" in out
     poet = {"role": "system", "content": "你是诗人"}
     answer = {"role": "assistant", "content": "好的，马上处理。"}
     asked = [[{"role": "user", "content": "你好"}], [poet, {"role": "user", "content": "你好"}, answer, {"role": "user", "content": "写"}],
              [poet, {"role": "user", "content": "再来"}], [{"role": "user", "content": "再来"}, answer, {"role": "user", "content": "最后"}]]
     assert [request.ids for request in engine.requests] == [talk_to.conversation.talk.prompt(messages) for messages in asked]
     assert json.loads(file.read_text(encoding="utf-8")) == {"messages": [*asked[1], answer]}
+
+
+def test_what_stood_in_a_saved_file_is_kept(talk_to, tmp_path):
+    file = tmp_path / "talk.json"
+    file.write_text("my notes", encoding="utf-8")
+    out = talk_to(["你好", f"/save {file}"])
+    assert "(what stood there: " in out and "talk.json.bak)" in out
+    assert (tmp_path / "talk.json.bak").read_text(encoding="utf-8") == "my notes"
+    assert len(json.loads(file.read_text(encoding="utf-8"))["messages"]) == 2
 
 
 def test_what_goes_wrong_is_said_and_the_chat_goes_on(talk_to, engine, tmp_path, capfd):
@@ -104,16 +114,22 @@ def test_ctrl_c_stops_the_answer_and_keeps_what_came(talk_to, engine, ctrl_c):
     assert talk_to.conversation.turns[-1] == {"role": "assistant", "content": "好"}
 
 
-def test_intent_triplets_and_medical(talk_to, engine, monkeypatch):
+def test_intent_triplets_and_medical(talk_to, engine, monkeypatch, tmp_path):
     probabilities = [0.01] * 34
     probabilities[1], probabilities[15], probabilities[32] = 0.5, 0.15, 0.04
-    monkeypatch.setattr(server, "classifier", lambda talk: lambda text: as_intent(probabilities))
-    out = talk_to(["您好[SEP]取消彩铃"], Persona("intent", "glm4-tiny"))
-    assert out == "意图：1：办理取消\n   50.0%  1：办理取消\n   15.0%  15：办理变更\n    4.0%  32：办理销户/重开\n" and engine.requests == []
+    monkeypatch.setattr(server, "classifier", lambda talk: lambda text: as_intent(probabilities, 3 if "长" in text else 0))
+    told = "意图：1：办理取消\n   50.0%  1：办理取消\n   15.0%  15：办理变更\n    4.0%  32：办理销户/重开\n"
+    out = talk_to(["您好[SEP]取消彩铃", "很长", f"/save {tmp_path / 'calls.json'}"], Persona("intent", "glm4-tiny"))
+    first, second = r"\[total \d+\.\d\d s\]\n", r"\[total \d+\.\d\d s, too long: 3 turns in the middle left out\]\n"
+    assert re.match(re.escape(told) + first + re.escape(told) + second, out) and engine.requests == []
+    kept = [{"role": "user", "content": "您好[SEP]取消彩铃"}, {"role": "assistant", "content": told.strip()}]
+    assert json.loads((tmp_path / "calls.json").read_text(encoding="utf-8"))["messages"][:2] == kept
+    times = r"\[first token \d+\.\d\d s, total \d+\.\d\d s, \d+ tokens\]\n"
     for answer, shown in [("(张三, 毕业于, 清华大学)\n(张三, 担任, 教授)", "(张三, 毕业于, 清华大学)\n(张三, 担任, 教授)\n"), ("无", "无\n"),
-                          ("不知道", "no triple could be read\n")]:
+                          ("不知道", "no triple could be read\n"), ("(李四, 工作于, 云帆(苏州)科技)", "(李四, 工作于, 云帆（苏州）科技)\n")]:
         engine.answer = answer
-        assert talk_to(["张三毕业于清华大学"], triplets()) == shown
+        assert re.fullmatch(re.escape(shown) + times, talk_to(["张三毕业于清华大学，李四在云帆（苏州）科技"], triplets()))
+        assert talk_to.conversation.turns[1] == {"role": "assistant", "content": shown.strip()}
     out = talk_to(["我突然胸痛得厉害，喘不上气"], medical())
     assert out.startswith(medical().emergency("我突然胸痛得厉害，喘不上气"))
 

@@ -30,6 +30,19 @@ def test_the_right_answer_is_the_nearest_of_all():
         assert text_reports.right_answers([ANSWERS[place]], ["xyz"], ANSWERS) == [0.0]
 
 
+def test_recall_at_k():
+    known = ["甲乙丙丁", "甲乙丙", "甲乙", "甲", "甲戊己庚辛", "壬癸"]
+    found = text_reports.recalls(known, ["甲乙丙丁"] * 6, known)
+    places = {text: text_scores.ranks(sorted(known), ["甲乙丙丁"], [sorted(known).index(text)])[0] for text in known}
+    assert places == {"甲乙丙丁": 1, "甲乙丙": 2, "甲乙": 3, "甲": 4, "甲戊己庚辛": 5, "壬癸": 0}
+    assert found == {"right": [1, 0, 0, 0, 0, 0], "recall_3": [1, 1, 1, 0, 0, 0], "recall_5": [1, 1, 1, 1, 1, 0]}
+    result = text_reports.score(known, ["甲乙丙丁"] * 6, ["问"] * 6, known, **OPTIONS)
+    assert [result["means"][name]["mean"] for name in ("right", "recall_3", "recall_5")] == [1 / 6, 1 / 2, 5 / 6]
+    row = text_reports.comparison_row("x", result)
+    assert row["recall_3"] == 1 / 2 and row["recall_5_interval"] == result["means"]["recall_5"]["interval"]
+    assert any(line.split()[:4] == ["recall", "at", "3", "0.500"] for line in text_reports.scores_table(result).splitlines())
+
+
 def test_score_is_that_of_the_normalised_texts():
     written = [HALF, "", ANSWERS[1]]
     found = text_reports.score(ANSWERS, written, QUESTIONS, ANSWERS, **OPTIONS)

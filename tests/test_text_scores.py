@@ -220,7 +220,7 @@ def test_score_holds_every_measure_row_by_row():
     case["answers"][3], case["answers"][7] = None, " \n"
     found = text_scores.score(**case, density=_density, embed=lambda texts: np.ones((len(texts), 2)))
     assert found["rows"] == 40 and found["empty"] == 2
-    assert set(found["per_row"]) == set(text_scores.MEASURES) - {"similarity_sentence", "right", "perplexity"} == set(found["means"])
+    assert set(found["per_row"]) == set(text_scores.MEASURES) - {"similarity_sentence", "right", "recall_3", "recall_5", "perplexity"} == set(found["means"])
     assert all(len(values) == 40 for values in found["per_row"].values())
     for name in set(found["per_row"]) - {"stopped", "seconds", "first_token"}:
         assert found["per_row"][name][3] == found["per_row"][name][7] == 0, name
@@ -386,6 +386,20 @@ def test_a_fixed_sentence_may_be_the_constant():
         text_scores.floors(["甲", "乙"], ["丙"], ["丁"])
 
 
+def test_ranks_are_those_of_sorting():
+    rng = random.Random(11)
+    known = sorted({_text(rng, 2, 8) for _ in range(30)})
+    answers = [rng.choice((rng.choice(known) + _text(rng, 1, 3), _text(rng, 1, 4), "")) for _ in range(200)]
+    wanted = [rng.randrange(len(known)) for _ in answers]
+    found = text_scores.ranks(known, answers, wanted)
+    for answer, place, rank in zip(answers, wanted, found, strict=True):
+        cosines = [round(value, 9) for value in text_scores.similarity(known, [answer] * len(known), fitted_on=known)]
+        order = sorted(range(len(known)), key=lambda other: (-cosines[other], other))
+        assert rank == (order.index(place) + 1 if cosines[place] > 0 else 0)
+    assert {0, 1, 2, 3} <= set(found)
+    assert text_scores.ranks(["甲乙", "甲丙"], ["甲"], [1]) == [2] and text_scores.ranks(["甲乙", "甲丙"], ["甲"], [0]) == [1]  # equals
+
+
 # --- for the eye -------------------------------------------------------------------------------------------------
 
 def test_side_by_side_escapes_everything():
@@ -473,7 +487,8 @@ def test_figures_of_groups_length_and_latency_say_what_they_show(drawn):
     assert rows == ["心血管内科 (17 rows)", "急诊 (17 rows)", "慢性病 (17 rows)", "儿科 (9 rows)"]
     before, after, _ = (np.array(result["per_row"]["length"]) for result in systems.values())
     assert f": mean {(after - before).mean():+,.1f} characters (" in made["length"].axes[1].get_title()
-    assert len(made["length"].axes[0].lines) == 3
+    axis = made["length"].axes[0]
+    assert len(axis.lines) == 3 and axis.get_legend().get_window_extent().y1 < axis.get_window_extent().y0  # not on the curves
     texts = [text.get_text() for text in made["latency"].axes[1].get_legend().get_texts()]
     part = systems["untuned chatglm-tiny"]["latency"]["seconds"]
     assert len(texts) == 2 and texts[0] == f"untuned chatglm-tiny: p50 {part['p50']:.3g} s, p95 {part['p95']:.3g} s"

@@ -6,6 +6,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from glmlab import triplet_scores
 from glmlab.tasks import triplets
 from glmlab.tasks.triplets import INSTRUCTION, RELATIONS, Problem, Relation, Sentence, Triple, normal, parse
 
@@ -58,7 +59,7 @@ _closed = st.recursive(_plain, lambda inner: st.one_of(
     st.builds(lambda a, pair, b, c: a + pair[0] + b + pair[1] + c, inner, st.sampled_from(["()", "（）", "《》"]), inner, st.just("")),
     st.builds("{}{}".format, inner, inner)), max_leaves=4)
 #: A name with commas and matching brackets, also at its ends.
-names = st.one_of(_closed, _closed.map("（{}）".format)).map(lambda name: " ".join(name.split())).filter(triplets.normalise)
+names = st.one_of(_closed, *(_closed.map(form.format) for form in ("（{}）", "“{}”", "'{}'", '"{}"'))).map(lambda name: " ".join(name.split())).filter(triplets.normalise)
 triple_lists = st.lists(st.builds(Triple, names, st.sampled_from(list(RELATIONS)), names), min_size=1, max_size=5)
 
 
@@ -123,6 +124,20 @@ def test_a_new_relation_needs_only_its_entry():
     text = "(张三, 获得, 银杏奖(一等, 青年组))"
     assert parse(text, {**RELATIONS, "获得": Relation("")}) == [Triple("张三", "获得", "银杏奖(一等,青年组)")]
     assert parse(text) is None  # an unknown relation is taken only where the commas leave no doubt
+
+
+@pytest.mark.parametrize("name", ["“星光”", "‘星光’", '"星光"', "「星光」", "“星光”与“月亮”", '"', '"“星”"'])
+def test_quotation_marks_around_a_name_are_no_difference(name):
+    """Truth and answer pass through `normal`: what a model writes as it stands in the text is right."""
+    found = Triple(name, "创立", "甲公司")
+    assert parse(triplets.answer([found])) == [normal(found)] and normal(normal(found)) == normal(found)
+    assert triplet_scores.score([[found]], [parse(triplets.answer([found]))], [f"{name}创立了甲公司"], resamples=20)["f1"] == 1
+    assert normal(found).head == {"“星光”": "星光", "‘星光’": "星光", '"星光"': "星光", '"“星”"': '""星""', "“星光”与“月亮”": '"星光"与"月亮"'}.get(name, name)
+
+
+def test_a_missing_file_names_the_parameters_of_the_notebooks(tmp_path):
+    with pytest.raises(FileNotFoundError, match=r"\(train_file, dev_file, test_file\)"):
+        triplets.read(tmp_path / "nowhere.jsonl")
 
 
 def test_normalise_and_back():
@@ -267,6 +282,16 @@ def test_relations_of_a_users_own_set(tmp_path):
     relations = triplets.relations_of(found)
     assert list(relations) == [*RELATIONS, "配偶"] and relations["担任"] is RELATIONS["担任"]
     assert triplets.read(file, relations)[1] == []
+    again = triplets.of_run(relations)
+    assert again == relations and triplets.of_run(()) == RELATIONS and triplets.named(["配偶", "配偶"]) == {"配偶": Relation("配偶")}
+    assert "配偶：配偶" in triplets.task_of(again).messages(found[0], "甲。", False, "relations")[0]["content"]
+
+
+def test_only_rows_with_triples_given_are_learnt(tmp_path):
+    rows = [Sentence(0, "甲。", ()), Sentence(1, "乙。", None), Sentence(2, TEXT, TRIPLES)]
+    assert triplets.labelled(rows) == [rows[0], rows[2]] and triplets.labelled([]) == []
+    with pytest.raises(ValueError, match="none of the 1 sentences has its triples given"):
+        triplets.labelled(rows[1:2])
 
 
 def test_write_and_convert(tmp_path):

@@ -25,6 +25,7 @@ class Relation(NamedTuple):
 
 
 #: The relations of the course. A new one needs an entry here and a pattern in sentences.yaml; prompt, parser and scores follow.
+#: A run keeps the names of those it was trained on.
 #: A post is 担任 or 任职 but never both, a place 位于 or 总部在; a unit as tail of a person is 工作于, whatever verb the text uses.
 RELATIONS = {
     "工作于": Relation("人在哪个单位做事，现在、从前、兼职都算；只创办不算", "人", "单位"),
@@ -73,7 +74,7 @@ def normalise(text: str) -> str:
 
 
 def normal(triple) -> Triple:
-    """A triple as it is compared: its parts normalised, without quotation marks around a whole part, which an answer may add or leave out."""
+    """A triple as it is compared: parts normalised, without quotation marks around a whole one, which answers may add or leave out."""
     return Triple(*(_unquoted(normalise(part)) for part in triple))
 
 

@@ -89,11 +89,11 @@ def task_of(relations: Mapping[str, Relation] = RELATIONS) -> Task:
 TASK = task_of()
 
 
-def labelled(sentences: list[Sentence]) -> list[Sentence]:
+def labelled(sentences: list[Sentence], what: str = "sentences") -> list[Sentence]:
     """The sentences whose triples are given, none included: those one can learn from and be measured on. Errors: ValueError for not one."""
     found = [sentence for sentence in sentences if sentence.triples is not None]
     if sentences and not found:
-        raise ValueError(f"none of the {len(sentences)} sentences has its triples given: nothing can be learnt from them or measured on them; "
+        raise ValueError(f"none of the {len(sentences)} {what} has its triples given: nothing can be learnt from them or measured on them; "
                          "add the answers (output or spo_list; 无 where there is none)")
     return found
 
