@@ -174,7 +174,8 @@ def with_tables(text: str) -> str:
 
 def with_sums(text: str) -> str:
     """data/README.md with the checksums of what ships between its two marks."""
-    files = [path for folder, pattern in (("intent", "*.csv"), ("triplets", "*.jsonl"), ("service", "*.json"), ("medical", "*.csv"), ("models", "*/*.safetensors"), ("models", "*/tokenizer.json"),
+    files = [path for folder, pattern in (("intent", "*.csv"), ("triplets", "*.jsonl"), ("triplets", "*.txt"), ("service", "*.json"),
+                                          ("medical", "*.csv"), ("models", "*/*.safetensors"), ("models", "*/tokenizer.json"),
                                           ("runs", "*-reference/checkpoint-*/adapter_model.safetensors"))
              for path in sorted(paths.ROOT.joinpath("data", folder).glob(pattern))]
     rows = [f"| {path.relative_to(paths.ROOT / 'data').as_posix()} | {path.stat().st_size:,} | `{hashlib.sha256(path.read_bytes()).hexdigest()}` |"

@@ -23,7 +23,7 @@ KEEP = (gr.skip(),) * 5  # leaves everything that an event could draw as it is
 def build(talk, classify: Callable | None = None, extract: Callable | None = None, graph: Callable | None = None) -> gr.Blocks:
     """The page of a loaded model.
 
-    classify(text) -> `predict.Intent` shows the intent tab; extract(text, constrained) -> `server.Extracted` the triplet tab;
+    classify(text) -> `predict.Intent` shows the intent tab; extract(text, constrained) -> `serve_tasks.Extracted` the triplet tab;
     graph(triples) -> matplotlib figure adds their picture to it.
     """
     return Page(talk, classify, extract, graph).blocks

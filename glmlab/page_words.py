@@ -51,6 +51,7 @@ CSS = """
 #chat {height: 54vh !important; min-height: 320px}
 #chat .top-panel {display: none} /* it would clear the picture and leave the conversation */
 #chat small {opacity: 0.7}
+#graph img {width: 100%; max-width: 1000px; margin: 0 auto}
 .facts, .facts p {opacity: 0.8; font-size: var(--text-sm) !important}
 .answer {min-height: 120px; padding: 12px !important; border: 1px solid var(--border-color-primary); border-radius: 8px}
 footer {display: none !important}

@@ -11,6 +11,11 @@ from glmlab.settings import option
 CHATGLM_LAYERS = "query_key_value,dense,dense_h_to_4h,dense_4h_to_h"
 
 
+def _chatglm_layers():
+    return option(CHATGLM_LAYERS, "linear layers that get an adapter; these are ChatGLM-6B's, all-linear fits every base",
+                  pattern=r"all-linear|[\w.]+(,[\w.]+)*")
+
+
 def _file(project: str, split: str):
     shipped, kinds = {
         "intent": (f"intent/{split}_new.csv", "CSV, JSON or JSON lines"),
@@ -315,8 +320,7 @@ class TripletTrainSettings(Training):
     dev_file: str = _file("triplets", "dev")
     form: str = _triplet_form()
     method: str = option("lora", "qlora: base in 4 bit (nf4, double quantisation); lora: base in 16 or 32 bit", choices=("qlora", "lora"))
-    target_modules: str = option(CHATGLM_LAYERS, "linear layers that get an adapter; these are ChatGLM-6B's, all-linear fits every base",
-                                 pattern=r"all-linear|[\w.]+(,[\w.]+)*")
+    target_modules: str = _chatglm_layers()
     layers: int = option(0, "adapters in so many layers, counted from the last; 0: in all", low=0)
     learning_rate: float = option(2e-3, "highest learning rate", above=0)
     rank: int = option(8, "rank r of the adapter matrices", low=1)
@@ -384,7 +388,7 @@ class ServiceTrainSettings(Training):
     dev_file: str = _file("service", "dev")
     form: str = _service_form()
     method: str = option("lora", "qlora: base in 4 bit (nf4, double quantisation); lora: base in 16 or 32 bit", choices=("qlora", "lora"))
-    target_modules: str = option(CHATGLM_LAYERS, "linear layers that get an adapter, or all-linear", pattern=r"all-linear|[\w.]+(,[\w.]+)*")
+    target_modules: str = _chatglm_layers()
     layers: int = option(0, "adapters in so many layers, counted from the last; 0: in all", low=0)
     rank: int = option(32, "rank r of the adapter matrices", low=1)
     alpha: int = option(64, "scale: the adapter's output is multiplied by alpha / rank", low=1)

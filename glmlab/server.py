@@ -1,7 +1,6 @@
 """One process that talks: the loaded model with its adapters behind one engine, the web page and the API in front of it."""
 
 import copy
-import functools
 import ipaddress
 import os
 import socket
@@ -16,7 +15,6 @@ from glmlab.persona import Persona, persona
 from glmlab.worker import Events, Ticket, TooLong, Worker
 
 KEY_VARIABLE = "GLMLAB_API_KEY"
-GRAPH_WIDTH = 5.0  # inches of the page's graph, if its names allow: a phone shows no more
 
 
 @dataclass(frozen=True)
@@ -218,91 +216,6 @@ def _shared(tokenizer, task: Persona) -> list[int]:
     return prompts[0][:chat.shared_prefix(prompts, tokenizer)]
 
 
-# --- what other tasks do with it ----------------------------------------------------------------------------------
-
-def classifier(talk: Talk) -> Callable | None:
-    """text -> `predict.Intent`: by the loaded model where the task is intent, else by the shipped reference run, which is loaded at
-    the first call; None where there is no such run."""
-    from glmlab import predict
-    if talk.persona.task == "intent":
-        return lambda text: talk.worker.call(lambda: _classified(talk, text))
-    if not (paths.runs("intent-reference") / "run.json").is_file():
-        return None
-    one_at_a_time = threading.Lock()
-
-    @functools.cache
-    def loaded():
-        settings = models.read_run("intent-reference")["settings"]
-        quantization = "nf4" if settings["method"] == "qlora" else "none"
-        return predict.IntentClassifier(settings["base"], models.find_checkpoint("intent-reference", -1), quantization)
-
-    def classify(text: str):
-        with one_at_a_time:
-            return loaded().classify(text)
-
-    return classify
-
-
-def _classified(talk: Talk, text: str):
-    """The intent of a call by the default voice, which is the model's active adapter; on the engine's thread.
-
-    Errors: ValueError for a call without words.
-    """
-    from glmlab import evaluation, predict
-    if not text.replace("[SEP]", "").strip():
-        raise ValueError("the call is empty: nothing is said between its [SEP]")
-    form = predict.trained_form(talk.voices[talk.default])
-    with talk.lock:
-        prompts = evaluation.encode_prompts(talk.tokenizer, [text], talk.limit, form)
-    return predict.as_intent(evaluation.label_probabilities(talk.model, talk.tokenizer, prompts, 1)[0], prompts[0].cut)
-
-
-@dataclass(frozen=True)
-class Extracted:
-    """The triples of one text, and how their answer was written."""
-    triples: list | None  # heads and tails as the text writes them; None when none can be read
-    ticket: Ticket
-
-
-def extractor(talk: Talk) -> Callable | None:
-    """(text, constrained=False) -> `Extracted` by the default voice; None for a task without triples.
-
-    constrained: names are copied from the text, so that every answer can be read (`glmlab.constrained`). Errors: as `Talk.finished`.
-    """
-    if talk.persona.triples is None:
-        return None
-    from glmlab.constrained import Copying
-    from glmlab.tasks import triplets
-
-    def extract(text: str, constrained: bool = False) -> Extracted:
-        options = {}
-        if constrained:
-            most = talk.room(talk.prompt(_asked(text)))
-            with talk.lock:
-                options = {"max_new_tokens": most, "allowed": Copying(talk.tokenizer, text, most)}
-        ticket = talk.finished(_asked(text), **options)
-        found = talk.persona.triples(ticket.text)
-        return Extracted(found and triplets.restore(text, found), ticket)
-
-    return extract
-
-
-def drawer(talk: Talk) -> Callable | None:
-    """triples -> the picture of their knowledge graph, a matplotlib figure; None for a task without triples."""
-    if talk.persona.triples is None:
-        return None
-    from glmlab import triplet_reports
-    one_at_a_time = threading.Lock()  # pyplot makes the figure, and has one state for all threads
-
-    def draw(triples: list):
-        with one_at_a_time:
-            figure = triplet_reports.graph_figure(triplet_reports.knowledge_graph(triples), width=GRAPH_WIDTH)
-            figure.set_dpi(200)  # sharp on a phone, large on a projector
-            return figure
-
-    return draw
-
-
 # --- serving -----------------------------------------------------------------------------------------------------
 
 def build(config: Config, talk: Talk | None = None, **page_options):
@@ -311,10 +224,11 @@ def build(config: Config, talk: Talk | None = None, **page_options):
     from fastapi import FastAPI
     from starlette.middleware.trustedhost import TrustedHostMiddleware
 
-    from glmlab import api, page, page_words
+    from glmlab import api, page, page_words, serve_tasks
     talk = talk or load(config)
     key = os.environ.get(KEY_VARIABLE, "")
-    page_options = {"classify": classifier(talk), "extract": extractor(talk), "graph": drawer(talk)} | page_options
+    page_options = {"classify": serve_tasks.classifier(talk), "extract": serve_tasks.extractor(talk),
+                    "graph": serve_tasks.drawer(talk)} | page_options
 
     @asynccontextmanager
     async def lifespan(app):

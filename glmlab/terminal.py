@@ -8,7 +8,7 @@ from collections.abc import Callable, Iterator
 from dataclasses import replace
 from pathlib import Path
 
-from glmlab import paths, server
+from glmlab import paths, serve_tasks, server
 from glmlab.tasks import rows
 from glmlab.worker import Busy, Ticket
 
@@ -42,8 +42,8 @@ class Conversation:
 
     def __init__(self, talk, write: Callable[[str], None]):
         self.talk, self.write, self.turns, self.system = talk, write, [], ""
-        self.classify = server.classifier(talk) if talk.persona.task == "intent" else None
-        self.extract = server.extractor(talk)
+        self.classify = serve_tasks.classifier(talk) if talk.persona.task == "intent" else None
+        self.extract = serve_tasks.extractor(talk)
 
     def run(self, lines) -> None:
         """Read and answer line after line."""

@@ -8,7 +8,7 @@ import shutil
 import pytest
 from talking import FakeEngine, fake_talk, serving, until
 
-from glmlab import chats, page_tabs, paths, server
+from glmlab import chats, page_tabs, paths, serve_tasks, server
 from glmlab.page_text import as_markdown, as_text
 from glmlab.page_words import LANGUAGES, WORDS, facts, refusal
 from glmlab.persona import Persona
@@ -579,7 +579,7 @@ def test_intent_and_triplet_tabs(tokenizer, engine, visit):
 
     def extract(text, constrained):
         asked.append(constrained)
-        return server.Extracted(found[text], talk.finished([{"role": "user", "content": text}]))
+        return serve_tasks.Extracted(found[text], talk.finished([{"role": "user", "content": text}]))
 
     with serving(talk, classify=classify, extract=extract, graph=lambda triples: figure) as url:
         tab = visit(url)

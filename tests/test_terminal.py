@@ -12,7 +12,7 @@ import time
 import pytest
 from talking import FakeEngine, fake_talk, until
 
-from glmlab import server, terminal
+from glmlab import serve_tasks, server, terminal
 from glmlab.persona import Persona, medical, triplets
 from glmlab.predict import as_intent
 
@@ -117,7 +117,7 @@ def test_ctrl_c_stops_the_answer_and_keeps_what_came(talk_to, engine, ctrl_c):
 def test_intent_triplets_and_medical(talk_to, engine, monkeypatch, tmp_path):
     probabilities = [0.01] * 34
     probabilities[1], probabilities[15], probabilities[32] = 0.5, 0.15, 0.04
-    monkeypatch.setattr(server, "classifier", lambda talk: lambda text: as_intent(probabilities, 3 if "长" in text else 0))
+    monkeypatch.setattr(serve_tasks, "classifier", lambda talk: lambda text: as_intent(probabilities, 3 if "长" in text else 0))
     told = "意图：1：办理取消\n   50.0%  1：办理取消\n   15.0%  15：办理变更\n    4.0%  32：办理销户/重开\n"
     out = talk_to(["您好[SEP]取消彩铃", "很长", f"/save {tmp_path / 'calls.json'}"], Persona("intent", "glm4-tiny"))
     first, second = r"\[total \d+\.\d\d s\]\n", r"\[total \d+\.\d\d s, too long: 3 turns in the middle left out\]\n"
