@@ -1,6 +1,6 @@
 """What each task brings to a conversation with its model: the prompt of its training, example questions, what must be said. Text only."""
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 
 
@@ -14,7 +14,7 @@ class Persona:
     rounds: bool = True                                  # earlier rounds belong to the prompt
     disclaimer: dict[str, str] = field(default_factory=dict)  # language -> what stands above everything; empty for none
     emergency: Callable[[str], str | None] = lambda text: None  # question -> the fixed line before the answer
-    triples: Callable[[str], list | None] | None = None  # answer -> triples
+    relations: Mapping[str, object] | None = None        # of the triples that it extracts; None for a task without triples
 
 
 def intent(form: str = "system") -> Persona:
@@ -24,11 +24,12 @@ def intent(form: str = "system") -> Persona:
         "电信": ["您好请讲[SEP]我想把彩铃退了[SEP]好的已经为您取消", "您好请讲[SEP]我想查一下这个月的话费[SEP]好的我帮您看一下"]})
 
 
-def triplets(form: str = "instruction") -> Persona:
-    """Every message is one text to extract from."""
+def triplets(form: str = "instruction", relations: Mapping | None = None) -> Persona:
+    """Every message is one text to extract from. relations: {name: Relation} of the run; None takes those of the course."""
     from glmlab.tasks import triplets
-    return Persona("triplets", "chatglm-tiny", lambda turns: triplets.messages(turns[-1]["content"], form=form), rounds=False,
-                   triples=triplets.parse, examples={"新闻": ["林晓雯毕业于江宁大学，现在在云帆科技工作。", "云帆科技的总部设在苏州，由周子航创立。"]})
+    known = triplets.RELATIONS if relations is None else relations
+    return Persona("triplets", "chatglm-tiny", lambda turns: triplets.messages(turns[-1]["content"], None, form, known), rounds=False,
+                   relations=known, examples={"新闻": ["林晓雯毕业于江宁大学，现在在云帆科技工作。", "云帆科技的总部设在苏州，由周子航创立。"]})
 
 
 def service(form: str = "chat") -> Persona:
@@ -50,11 +51,11 @@ def medical(form: str = "chat") -> Persona:
 PERSONAS = {"intent": intent, "triplets": triplets, "service": service, "medical": medical}
 
 
-def persona(task: str, form: str = "") -> Persona:
-    """The persona of a task. form: of the prompt, as its model was trained; "" for the task's usual one.
+def persona(task: str, form: str = "", **options) -> Persona:
+    """The persona of a task. form: of the prompt, as its model was trained; "" for the task's usual one. options: the task's own.
 
     Errors: ValueError names the tasks there are; messages of a persona with another task's form raise one that names the forms.
     """
     if task not in PERSONAS:
         raise ValueError(f"unknown task {task!r}; there are: {', '.join(PERSONAS)}")
-    return PERSONAS[task](form) if form else PERSONAS[task]()
+    return PERSONAS[task](form, **options) if form else PERSONAS[task](**options)

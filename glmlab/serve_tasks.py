@@ -60,19 +60,20 @@ def extractor(talk) -> Callable | None:
 
     constrained: names are copied from the text, so that every answer can be read (`glmlab.constrained`). Errors: as `Talk.finished`.
     """
-    if talk.persona.triples is None:
+    if talk.persona.relations is None:
         return None
     from glmlab.constrained import Copying
     from glmlab.tasks import triplets
+    relations = talk.persona.relations
 
     def extract(text: str, constrained: bool = False) -> Extracted:
         asked, options = [{"role": "user", "content": text}], {}
         if constrained:
             most = talk.room(talk.prompt(asked))
             with talk.lock:
-                options = {"max_new_tokens": most, "allowed": Copying(talk.tokenizer, text, most)}
+                options = {"max_new_tokens": most, "allowed": Copying(talk.tokenizer, text, most, relations)}
         ticket = talk.finished(asked, **options)
-        found = talk.persona.triples(ticket.text)
+        found = triplets.parse(ticket.text, relations)
         return Extracted(found and triplets.restore(text, found), ticket)
 
     return extract
@@ -80,15 +81,14 @@ def extractor(talk) -> Callable | None:
 
 def drawer(talk) -> Callable | None:
     """triples -> the picture of their knowledge graph, a matplotlib figure; None for a task without triples."""
-    if talk.persona.triples is None:
+    if talk.persona.relations is None:
         return None
     from glmlab import triplet_reports
     one_at_a_time = threading.Lock()  # pyplot makes the figure, and has one state for all threads
 
     def draw(triples: list):
-        with one_at_a_time:
-            figure = triplet_reports.graph_figure(triplet_reports.knowledge_graph(triples), width=GRAPH_WIDTH)
-            figure.set_dpi(200)  # sharp on a phone, large on a projector
-            return figure
+        import matplotlib
+        with one_at_a_time, matplotlib.rc_context({"figure.dpi": 200}):  # sharp on a phone and on a projector
+            return triplet_reports.graph_figure(triplet_reports.knowledge_graph(triples), width=GRAPH_WIDTH)
 
     return draw

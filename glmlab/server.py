@@ -155,10 +155,11 @@ def load(config: Config) -> Talk:
 
     Errors: as `models.load_base`, `models.find_checkpoint`; ValueError for a run of another task and for a limit that no prompt fits.
     """
-    from glmlab import encoding
+    from glmlab import encoding, predict
     from glmlab.engine import Engine
     folders, settings = _adapters(config)
-    task = persona(config.task, settings.get("form", ""))
+    own = {"relations": predict.trained_relations(next(iter(folders.values()), None))} if config.task == "triplets" else {}
+    task = persona(config.task, settings.get("form", ""), **own)
     try:
         task.messages(_asked(""))
     except ValueError as error:

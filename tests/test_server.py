@@ -1,5 +1,6 @@
 """The API: answers as computed alone, limits that refuse with a reason, slots that come free, keys."""
 
+import io
 import json
 import threading
 from concurrent.futures import ThreadPoolExecutor
@@ -7,10 +8,12 @@ from concurrent.futures import ThreadPoolExecutor
 import httpx
 import openai
 import pytest
+from PIL import Image
 from talking import FakeEngine, fake_talk, serving, until
 
 from glmlab import api, chat, generation, models, page, paths, serve_tasks, server
 from glmlab.persona import PERSONAS, Persona, persona
+from glmlab.tasks.relations import RELATIONS, Relation
 from glmlab.worker import Busy, TooLong
 
 ASK = [{"role": "user", "content": "帮我把套餐取消吧"}]
@@ -423,7 +426,9 @@ def test_every_task_has_a_persona(tokenizer):
     assert persona("medical", "rounds").messages(ASK)[0]["content"].startswith("[Round 1]")
     with pytest.raises(ValueError, match="form 'rounds': choose system or template"):
         persona("intent", "rounds").messages(ASK)
-    assert persona("triplets").triples("(张三, 毕业于, 清华大学)") == [("张三", "毕业于", "清华大学")]
+    assert set(persona("triplets").relations) == set(RELATIONS)
+    own = {"师从": Relation("谁是谁的学生", "人", "人")}
+    assert "师从" in persona("triplets", "relations", relations=own).messages(ASK)[0]["content"] and persona("triplets", relations=own).relations == own
 
 
 def test_triples_come_as_the_text_writes_them_and_on_request_only_copied(tokenizer, engine, talk):
@@ -445,6 +450,16 @@ def test_triples_come_as_the_text_writes_them_and_on_request_only_copied(tokeniz
     extracting.worker.close()
 
 
+def test_triples_have_the_relations_of_the_run(tokenizer, engine, talk):
+    own = {"师从": Relation("谁是谁的学生", "人", "人")}
+    engine.answer = "(张三, 师从, 李四)"
+    extracting = fake_talk(tokenizer, engine, persona("triplets", relations=own), limit=400)
+    extract = serve_tasks.extractor(extracting)
+    assert extract("张三师从李四。", True).triples == [("张三", "师从", "李四")]
+    assert list(engine.requests[0].options["allowed"]._relations.values()) == ["师从"]
+    extracting.worker.close()
+
+
 def test_a_call_without_words_is_refused_and_a_cut_one_told(real, monkeypatch):
     for text in ("", "[SEP]", " [SEP] [SEP] "):
         with pytest.raises(ValueError, match="the call is empty"):
@@ -462,7 +477,11 @@ def test_the_triplet_page_draws_the_graph(tokenizer, engine, talk, monkeypatch):
     real_build = page.build
     monkeypatch.setattr(page, "build", lambda talk, **options: passed.update(options) or real_build(talk, **options))
     server.build(extracting.config, extracting)
-    texts = {text.get_text() for text in passed["graph"](triples).axes[0].texts}
+    figure = passed["graph"](triples)
+    texts = {text.get_text() for text in figure.axes[0].texts}
+    picture = io.BytesIO()
+    figure.savefig(picture, format="png")  # as Gradio does
+    assert Image.open(picture).width == 200 * serve_tasks.GRAPH_WIDTH == 200 * figure.get_figwidth()
     assert texts == {"张三", "李四", "清华大学", "毕业于"} and passed["extract"] is not None
     extracting.worker.close()
 
