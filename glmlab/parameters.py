@@ -327,7 +327,7 @@ class TripletTrainSettings(Training):
     alpha: int = option(16, "scale: the adapter's output is multiplied by alpha / rank", low=1)
     dropout: float = option(0.1, "share of the adapter's inputs zeroed in training", low=0, below=1)
     batch_size: int = option(4, "rows of an optimizer step, times accumulation; in one pass where packs are off", low=1)
-    steps: int = option(800, "optimizer steps", low=1)
+    steps: int = option(600, "optimizer steps", low=1)
     checkpoint_steps: int = option(200, "a checkpoint every so many steps", low=1)
     eval_steps: int = option(200, "an evaluation every so many steps; 0: none", low=0)
     max_length: int = _max_length(512)
