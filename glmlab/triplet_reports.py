@@ -61,10 +61,10 @@ def relations_table(scores: dict) -> str:
 
 
 def kinds_table(systems: dict[str, list[dict]]) -> str:
-    """How often each kind of error occurs: {system: its `triplet_scores.failures`}."""
+    """How often each kind of error occurs, and what the kinds are: {system: its `triplet_scores.failures`}."""
     counts = {name: Counter(error["kind"] for row in found for error in row["errors"]) for name, found in systems.items()}
-    rows = [[kind, *(count[kind] for count in counts.values()), meaning] for kind, meaning in KINDS.items()]
-    return table(["error", *systems, "meaning"], rows)
+    rows = [[kind, *(count[kind] for count in counts.values())] for kind in KINDS]
+    return "\n".join([table(["error", *systems], rows), "", *(f"{kind} = {meaning}" for kind, meaning in KINDS.items())])
 
 
 def failures_text(failures: list[dict], kind: str, count: int = 3, width: int = 110) -> str:
