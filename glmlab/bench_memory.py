@@ -13,7 +13,7 @@ from pathlib import Path
 
 import torch
 
-from glmlab import bench, chat, generation, runs, scoring, settings, training
+from glmlab import bench, chat, generation, models, runs, scoring, settings, training
 from glmlab.bench_eval import answers_like_labels
 from glmlab.parameters import CHATGLM_LAYERS, TrainSettings
 from glmlab.paths import notebooks
@@ -114,7 +114,7 @@ def capped(cap: float | None):
 def _model(wanted: TrainSettings, device: str):
     from glmlab.device import pick_dtype
     dtype, _ = pick_dtype(device, wanted.dtype)
-    base = bench.random_base(wanted.base, "nf4" if wanted.method == "qlora" else "none", dtype, device)
+    base = bench.random_base(wanted.base, models.quantization_of(wanted.method), dtype, device)
     return bench.with_lora(base, wanted.rank, wanted.alpha, wanted.target_modules, wanted.dropout).eval()
 
 

@@ -47,7 +47,7 @@ def system(run: str, step: int, base: str = "", quantization: str = "auto") -> S
         step = int(folder.name.removeprefix("checkpoint-"))
     used = base or trained["base"]
     if quantization == "auto":
-        quantization = "nf4" if trained["method"] == "qlora" else "none"
+        quantization = models.quantization_of(trained["method"])
     name = f"{label} {step}" if folder else f"untuned {Path(used).name}"
     notes = base_notes(used, record["base"]) if folder else ()
     return System(name, label, step, folder, used, quantization, predict.trained_form(folder) if folder else trained["form"], notes,

@@ -64,6 +64,11 @@ def base_source(name_or_folder: str | Path) -> str:
                      "nor a Hub id owner/name")
 
 
+def quantization_of(method: str | None) -> str:
+    """How the base of a run is held: 4 bit for qlora, as it is for every other method."""
+    return "nf4" if method == "qlora" else "none"
+
+
 def base_sums(base: str) -> dict[str, str]:
     """sha256 of a base's config and weights (or their index) when it is a folder; empty for a Hub id."""
     folder, sums = Path(base_source(base)), {}

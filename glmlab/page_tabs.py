@@ -10,6 +10,7 @@ from glmlab import chats
 from glmlab.page_text import as_markdown
 from glmlab.page_waiting import growing
 from glmlab.page_words import facts, failure, refusal, word
+from glmlab.tasks.intent import says_anything
 from glmlab.worker import Busy
 
 
@@ -93,7 +94,7 @@ def intent(page, classify: Callable) -> None:
     below = gr.Markdown(elem_classes="facts", elem_id="facts_intent")
 
     def bars(text: str, language: str) -> tuple:
-        if not text.replace("[SEP]", "").strip():
+        if not says_anything(text):
             gr.Info(word("no_call", language))
             return None, ""
         found = classify(text)

@@ -47,7 +47,7 @@ class IntentClassifier:
         single = isinstance(texts, str)
         texts = [texts] if single else list(texts)
         for number, text in enumerate(texts):
-            if not isinstance(text, str) or not text.replace("[SEP]", "").strip():
+            if not isinstance(text, str) or not intent.says_anything(text):
                 raise ValueError(f"text {number} is empty: give the call as one string")
         found = []
         with tqdm(total=len(texts), disable=not (len(texts) >= 200 if progress is None else progress), unit="call") as bar:

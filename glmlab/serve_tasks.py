@@ -24,8 +24,8 @@ def classifier(talk) -> Callable | None:
     @functools.cache
     def loaded():
         settings = models.read_run("intent-reference")["settings"]
-        quantization = "nf4" if settings["method"] == "qlora" else "none"
-        return predict.IntentClassifier(settings["base"], models.find_checkpoint("intent-reference", -1), quantization)
+        return predict.IntentClassifier(settings["base"], models.find_checkpoint("intent-reference", -1),
+                                        models.quantization_of(settings["method"]))
 
     def classify(text: str):
         with one_at_a_time:
@@ -40,7 +40,8 @@ def _classified(talk, text: str):
     Errors: ValueError for a call without words.
     """
     from glmlab import evaluation, predict
-    if not text.replace("[SEP]", "").strip():
+    from glmlab.tasks import intent
+    if not intent.says_anything(text):
         raise ValueError("the call is empty: nothing is said between its [SEP]")
     form = predict.trained_form(talk.voices[talk.default])
     with talk.lock:

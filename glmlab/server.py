@@ -165,7 +165,7 @@ def load(config: Config) -> Talk:
     except ValueError as error:
         raise ValueError(f"run {settings['run']} is none of task {config.task}: {error}") from error
     base = config.base or settings.get("base", task.base)
-    quantization = config.quantization or ("nf4" if settings.get("method") == "qlora" else "none")
+    quantization = config.quantization or models.quantization_of(settings.get("method"))
     model, tokenizer = models.load_base(base, quantization, config.dtype, config.device)
     name = Path(base).name
     if name in folders:

@@ -42,7 +42,7 @@ def prepare(settings):
     """
     from peft import LoraConfig, get_peft_model
     processes.start(settings.device)
-    model, tokenizer = models.load_base(settings.base, "nf4" if settings.method == "qlora" else "none", settings.dtype, settings.device)
+    model, tokenizer = models.load_base(settings.base, models.quantization_of(settings.method), settings.dtype, settings.device)
     if model.dtype == torch.float16 and model.device.type != "cuda":
         raise ValueError("dtype fp16 trains on NVIDIA GPUs only, where the loss is scaled against underflow; use fp32 or bf16 here")
     model.requires_grad_(False)

@@ -7,6 +7,7 @@ from functools import cache
 from itertools import islice, product
 
 import pytest
+from test_sentences import bare
 
 from glmlab import chat, paths
 from glmlab.tasks import calls, intent, sentences
@@ -108,14 +109,8 @@ def test_documents_are_complete_and_seeded(texts):
 @cache
 def bare_runs(split, length=5):
     """All runs of so many characters outside names in the sentences of a split of project 2."""
-    found = set()
-    for one in sentences.make(split, sentences.SIZES[split]):
-        words = one.text
-        for name in sorted(one.names.values(), key=len, reverse=True):
-            words = words.replace(name, "\0")
-        for run in re.split("\0|[0-9]+|该公司|这家公司|该校|学校|[，。；：]", words):
-            found |= {run[start : start + length] for start in range(len(run) - length + 1)}
-    return found
+    return {run[start : start + length] for one in sentences.make(split, sentences.SIZES[split]) for run in bare(one)
+            for start in range(len(run) - length + 1)}
 
 
 @pytest.mark.parametrize("split", ["val", "test"])

@@ -226,6 +226,11 @@ def _calls(found: list[Row]) -> list[Call]:
     return [Call(row.number, row.text.strip(), row.target) for row in found]
 
 
+def says_anything(text: str) -> bool:
+    """Whether a call has a word outside its `[SEP]`."""
+    return bool(_words(text))
+
+
 def _words(text: str) -> str:
     """A call without marks and blanks: what makes two calls the same."""
     return "".join(text.replace(SEP, "").split())
